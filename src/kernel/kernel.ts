@@ -1,0 +1,60 @@
+/**
+ * A booted kernel: the one object from which every subsystem is reached.
+ *
+ * It holds no state of its own beyond the subsystems. Order of construction is
+ * the order of dependence: scheduler, trace, memory, files, buses, IOMMU; then
+ * the modules (dma-buf exporters, vfio, iommufd) are loaded by the machine.
+ */
+import { KernelBug } from "../lib/kernel_bug.ts";
+import { Sched } from "../sched/sched.ts";
+import { Trace } from "../trace/trace.ts";
+import { Vfs } from "./fs/vfs.ts";
+import type { Process } from "./fs/process.ts";
+import { IommuSubsystem } from "./iommu/iommu.ts";
+import { FrameAllocator } from "./mm/frames.ts";
+import { PhysMap } from "./mm/phys.ts";
+import { Modules } from "./modules.ts";
+import { PciSubsystem } from "./pci/pci.ts";
+
+export class Kernel {
+  readonly sched: Sched = new Sched();
+  readonly trace: Trace;
+  readonly modules: Modules = new Modules();
+  /** The machine's physical address space. */
+  readonly phys: PhysMap;
+  /** RAM, page by page. */
+  readonly frames: FrameAllocator;
+  /** Files, device nodes, processes. */
+  readonly fs: Vfs;
+  readonly iommu: IommuSubsystem;
+  readonly pci: PciSubsystem;
+
+  constructor() {
+    const sched = this.sched;
+    this.trace = new Trace({
+      get now() {
+        return sched.now;
+      },
+      get taskName() {
+        return sched.currentOrNone?.name ?? "";
+      },
+    });
+    this.frames = new FrameAllocator(this);
+    this.phys = new PhysMap(this);
+    this.fs = new Vfs(this);
+    this.iommu = new IommuSubsystem(this);
+    this.pci = new PciSubsystem(this);
+  }
+
+  /** The process whose system call runs. Throws `KernelBug` in a kernel thread. */
+  get current(): Process {
+    const owner = this.sched.current.owner;
+    if (owner === undefined) throw new KernelBug(`${this.sched.current.name} is a kernel thread: it has no process`);
+    return owner as Process;
+  }
+
+  /** A line of the kernel's log, as a trace event. */
+  printk(text: string): void {
+    if (this.trace.on) this.trace.emit({ type: "sched.printk", text });
+  }
+}

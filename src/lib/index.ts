@@ -1,0 +1,5 @@
+export * from "./addr.ts";
+export * from "./errno.ts";
+export * from "./interval_tree.ts";
+export * from "./kernel_bug.ts";
+export * from "./rng.ts";

@@ -1,0 +1,93 @@
+/** Waiting for an event: completion and wait queue. */
+import { EINTR, type Errno } from "../lib/errno.ts";
+import type { Sched } from "./sched.ts";
+import type { Named, SchedPoint, Step, Task } from "./task.ts";
+
+abstract class Waitable implements Named {
+  readonly name: string;
+  protected readonly sched: Sched;
+  readonly #waiters: Task[] = [];
+  readonly #point: SchedPoint = { op: "wait", on: this };
+
+  constructor(sched: Sched, name: string) {
+    this.sched = sched;
+    this.name = name;
+  }
+
+  protected park(): SchedPoint {
+    const task = this.sched.current;
+    if (!this.#waiters.includes(task)) this.#waiters.push(task);
+    this.sched.block(this);
+    return this.#point;
+  }
+
+  protected unpark(): void {
+    const i = this.#waiters.indexOf(this.sched.current);
+    if (i >= 0) this.#waiters.splice(i, 1);
+  }
+
+  protected wakeWaiters(): void {
+    for (const t of this.#waiters) this.sched.wake(t);
+  }
+}
+
+/** A count of events not yet waited for. */
+export class Completion extends Waitable {
+  #done = 0;
+
+  /** One event. */
+  complete(): void {
+    this.#done++;
+    this.wakeWaiters();
+  }
+
+  /** From now on every wait returns at once, until `reinit`. */
+  completeAll(): void {
+    this.#done = Number.POSITIVE_INFINITY;
+    this.wakeWaiters();
+  }
+
+  /** Forgets the events so far. */
+  reinit(): void {
+    this.#done = 0;
+  }
+
+  get done(): boolean {
+    return this.#done > 0;
+  }
+
+  /** Waits, uninterruptibly and without bound, for one event and consumes it. */
+  *wait(): Step<void> {
+    while (this.#done === 0) yield this.park();
+    this.unpark();
+    this.#done--;
+  }
+}
+
+/** Tasks that wait for a condition which others may make true. */
+export class WaitQueue extends Waitable {
+  /** Waits, uninterruptibly, until `condition` holds. */
+  *waitEvent(condition: () => boolean): Step<void> {
+    while (!condition()) yield this.park();
+    this.unpark();
+  }
+
+  /** The same; EINTR when a signal is pending and the condition does not hold. */
+  *waitEventInterruptible(condition: () => boolean): Step<Errno | undefined> {
+    const task = this.sched.current;
+    while (!condition()) {
+      if (task.signalled) {
+        this.unpark();
+        return EINTR;
+      }
+      yield this.park();
+    }
+    this.unpark();
+    return undefined;
+  }
+
+  /** Every waiter looks at its condition again. */
+  wakeUp(): void {
+    this.wakeWaiters();
+  }
+}
