@@ -1,0 +1,171 @@
+/**
+ * The PCI subsystem of one machine: its buses, functions and drivers.
+ *
+ * `build` makes the machine's functions from a topology, as boot firmware and
+ * the kernel's scan together would leave them: numbered, with addresses in
+ * their BARs, ACS enabled where ports have it, decoding off. Drivers are
+ * registered later and bound by name, by id, or all at once.
+ *
+ * Source: drivers/pci/{probe,remove,search}.c; the work is in topology.ts,
+ * driver.ts and iov.ts.
+ */
+import { ENODEV, type Errno } from "../../lib/errno.ts";
+import type { Step } from "../../sched/task.ts";
+import type { Kernel } from "../kernel.ts";
+import { PciBus } from "./bus.ts";
+import { bindDriver, driverMatches, type PciDriver, unbindDriver } from "./driver.ts";
+import { PciFunction } from "./function.ts";
+import { deviceGroup } from "./groups.ts";
+import { disableSriov, enableSriov, PciIov } from "./iov.ts";
+import { PciDev } from "./pci_dev.ts";
+import { PciPortModel, type PciTopology, type Plan, type PlannedFunction, planTopology } from "./topology.ts";
+
+export class PciSubsystem {
+  readonly kernel: Kernel;
+  /** By bdf, in order of discovery. */
+  readonly devices: Map<string, PciDev> = new Map();
+  /** Undefined before `build`. */
+  rootBus: PciBus | undefined = undefined;
+  /** The processor routes peer traffic between root ports (AMD Zen and later). */
+  cpuSupportsP2pdma = false;
+  readonly #drivers: Map<string, PciDriver> = new Map();
+  readonly #byRid: Map<number, PciDev> = new Map();
+
+  constructor(kernel: Kernel) {
+    this.kernel = kernel;
+  }
+
+  /** Makes the functions of the machine. Once, at boot. RangeError, naming the node, when the topology cannot be. */
+  build(topology: PciTopology): void {
+    if (this.rootBus !== undefined) throw new TypeError("this machine's PCI topology is already built");
+    const plan = planTopology(topology);
+    this.cpuSupportsP2pdma = topology.cpuSupportsP2pdma === true;
+    const root = new PciBus(0, undefined, []);
+    this.rootBus = root;
+    const made: PciDev[] = [];
+    for (const p of plan.functions) made.push(this.#make(plan, p, root, made));
+  }
+
+  #make(plan: Plan, p: PlannedFunction, root: PciBus, made: readonly PciDev[]): PciDev {
+    const parent = p.parent < 0 ? undefined : made[p.parent];
+    const bus = parent?.subordinate ?? root;
+    const model = p.makeModel === undefined ? new PciPortModel(p.template.description) : p.makeModel();
+    if (model.description !== p.template.description) {
+      throw new TypeError(`${p.name}: every model of one topology node must have the same description object`);
+    }
+    const fn = new PciFunction(this.kernel, model, p.template, p.boot, parent?.fn, p.name);
+    const dev = new PciDev({
+      kernel: this.kernel,
+      name: p.name,
+      rid: p.rid,
+      bus,
+      fn,
+      multifunction: p.multifunction,
+      resources: p.resources,
+      hasResetSlot: p.hasResetSlot,
+    });
+    if (p.secondary >= 0) dev.subordinate = new PciBus(p.secondary, dev, p.windows);
+    if (p.vfResources !== undefined) dev.iov = new PciIov(dev, p.vfResources, plan.lastBus);
+    this.add(dev);
+    return dev;
+  }
+
+  /** Puts a function on its bus and into its IOMMU group. */
+  add(dev: PciDev): void {
+    dev.fn.owner = dev;
+    dev.pciBus.devices.push(dev);
+    this.devices.set(dev.name, dev);
+    this.#byRid.set(dev.rid, dev);
+    const group = deviceGroup(dev);
+    dev.iommuGroup = group;
+    dev.fn.attachModel();
+  }
+
+  /** Takes a function off its bus; its driver is gone already. */
+  drop(dev: PciDev): void {
+    dev.removed = true;
+    dev.fn.unplug();
+    const list = dev.pciBus.devices;
+    list.splice(list.indexOf(dev), 1);
+    this.devices.delete(dev.name);
+    this.#byRid.delete(dev.rid);
+    dev.iommuGroup?.removeDevice(dev);
+    dev.iommuGroup = undefined;
+  }
+
+  byRid(rid: number): PciDev | undefined {
+    return this.#byRid.get(rid);
+  }
+
+  // ---- drivers ----------------------------------------------------------------
+
+  /** Makes the driver known; devices that match and have none are bound by `probeAll`. */
+  registerDriver(driver: PciDriver): void {
+    if (this.#drivers.has(driver.name)) throw new TypeError(`a driver named ${driver.name} is already registered`);
+    this.#drivers.set(driver.name, driver);
+  }
+
+  driver(name: string): PciDriver | undefined {
+    return this.#drivers.get(name);
+  }
+
+  /** Tries every registered driver on every device without one, in order; a failing probe leaves the device alone. */
+  *probeAll(): Step<void> {
+    for (const dev of [...this.devices.values()]) {
+      for (const driver of this.#drivers.values()) {
+        if (dev.driver !== undefined) break;
+        if (driverMatches(driver, dev)) yield* bindDriver(dev, driver);
+      }
+    }
+  }
+
+  /** Binds the named driver (or the object) to the device at `bdf`, as a write to the driver's `bind` does. */
+  *bind(driver: PciDriver | string, bdf: string): Step<Errno | undefined> {
+    const dev = this.devices.get(bdf);
+    const d = typeof driver === "string" ? this.#drivers.get(driver) : driver;
+    if (dev === undefined || d === undefined) return ENODEV;
+    return yield* bindDriver(dev, d);
+  }
+
+  /** ENODEV: no such device, or no driver has it. */
+  *unbind(bdf: string): Step<Errno | undefined> {
+    const dev = this.devices.get(bdf);
+    return dev === undefined ? ENODEV : yield* unbindDriver(dev);
+  }
+
+  /** Hot-unplug: the driver is unbound (its `remove` may wait), then the function is gone, and all below it first. */
+  *removeDevice(bdf: string): Step<void> {
+    const dev = this.devices.get(bdf);
+    if (dev === undefined) return;
+    const below = dev.subordinate;
+    if (below !== undefined) for (const child of [...below.devices].reverse()) yield* this.removeDevice(child.name);
+    yield* unbindDriver(dev);
+    if (dev.numVf > 0) yield* disableSriov(dev);
+    if (dev.removed) return;
+    this.drop(dev);
+    if (this.kernel.trace.on) this.kernel.trace.emit({ type: "pci.remove", device: dev.name });
+  }
+
+  /** The card is pulled out: nothing answers from now on, and the kernel knows. The driver is still bound. */
+  surpriseRemove(bdf: string): void {
+    const dev = this.devices.get(bdf);
+    if (dev === undefined) return;
+    const gone = dev.subordinate === undefined ? [dev] : [dev, ...dev.subordinate.subtree()];
+    for (const d of gone) {
+      d.disconnected = true;
+      d.fn.unplug();
+    }
+    if (this.kernel.trace.on) this.kernel.trace.emit({ type: "pci.surprise_remove", device: bdf });
+  }
+
+  // ---- SR-IOV -----------------------------------------------------------------------
+
+  /** A write to sriov_numvfs without a driver's say: `n` VFs, or none. ENODEV: no such PF, EBUSY: some are enabled already. */
+  *setNumVfs(bdf: string, n: number): Step<Errno | undefined> {
+    const dev = this.devices.get(bdf);
+    if (dev === undefined || dev.iov === undefined) return ENODEV;
+    if (n > 0) return yield* enableSriov(dev, n);
+    yield* disableSriov(dev);
+    return undefined;
+  }
+}
