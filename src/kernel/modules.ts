@@ -47,6 +47,26 @@ export class Modules {
     this.#refs.set(s.owner, n - 1);
   }
 
+  /** A reference that keeps `module` loaded; false when it is not there, or on its way out. */
+  tryGet(module: string): boolean {
+    if (!this.#loaded.has(module)) return false;
+    this.#refs.set(module, this.refcount(module) + 1);
+    return true;
+  }
+
+  /** Undoes `tryGet`. */
+  put(module: string): void {
+    const n = this.refcount(module);
+    if (n === 0) throw new KernelBug(`module_put(${module}) without a reference`);
+    this.#refs.set(module, n - 1);
+  }
+
+  /** Takes a module out: its symbols can no longer be had. False while somebody holds it. */
+  unload(module: string): boolean {
+    if (this.refcount(module) > 0) return false;
+    return this.#loaded.delete(module);
+  }
+
   refcount(module: string): number {
     return this.#refs.get(module) ?? 0;
   }
