@@ -22,10 +22,11 @@ import type { Step } from "../../sched/task.ts";
 import { WaitQueue } from "../../sched/wait.ts";
 import { VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET } from "../../uapi/vfio.ts";
 import type { Device } from "../device.ts";
-import type { Vma } from "../mm/address_space.ts";
-import type { IommufdCtx } from "../iommufd/main.ts";
+import type { IommufdCtx } from "../iommufd/ctx.ts";
 import type { IommufdDevice } from "../iommufd/device.ts";
 import type { Kernel } from "../kernel.ts";
+import { FileMapping } from "../mm/file_mapping.ts";
+import type { Vma } from "../mm/vma.ts";
 import { VfioDeviceSet } from "./device_set.ts";
 import type { InfoCaps } from "./info_caps.ts";
 
@@ -77,13 +78,12 @@ export class VfioDevice {
   cdevOpened = false;
   /** The binding to an iommufd; dev_set->lock. */
   iommufdDevice: IommufdDevice | undefined = undefined;
-  iommufdCtx: IommufdCtx | undefined = undefined;
   /** The whole function is attached to a page table; dev_set->lock. */
   iommufdAttached = false;
   /** PASIDs attached one by one; dev_set->lock. */
   readonly pasids: Set<number> = new Set();
-  /** What maps this device's regions now, for zapping. */
-  readonly vmas: Set<Vma> = new Set();
+  /** Where its regions are mapped, through whichever file. */
+  readonly mapping: FileMapping = new FileMapping();
   readonly #refs: Refcount;
   readonly #released: WaitQueue;
 

@@ -19,8 +19,10 @@ import type { Step } from "../../../sched/task.ts";
 import { PCI_COMMAND, PCI_COMMAND_MEMORY } from "../../../uapi/pci_regs.ts";
 import type { EventfdCtx } from "../../fs/eventfd.ts";
 import type { Kernel } from "../../kernel.ts";
+import { zapVmaRange } from "../../mm/vma.ts";
 import type { P2pdmaProvider } from "../../pci/p2pdma.ts";
-import type { PciDev, PciSavedState } from "../../pci/pci_dev.ts";
+import type { PciDev } from "../../pci/pci_dev.ts";
+import type { PciSavedState } from "../../pci/save_state.ts";
 import { VfioDevice, type VfioDeviceOps } from "../vfio_main.ts";
 import type { PermBits } from "./config_perms.ts";
 import type { IoEventfd } from "./ioeventfd.ts";
@@ -36,6 +38,9 @@ export const PCI_D0 = 0;
 export const PCI_D3HOT = 3;
 export const PCI_STD_NUM_BARS = 6;
 export const PCI_ROM_RESOURCE = 6;
+/** A region's number is in the bits of a file offset from this one on. */
+export const REGION_SHIFT = 40n;
+export const REGION_MASK: bigint = (1n << REGION_SHIFT) - 1n;
 /** `irqType` while no interrupt is set up. */
 export const IRQ_TYPE_NONE = -1;
 
@@ -92,6 +97,8 @@ export class VfioPciCoreDevice {
   readonly irqCtx: Map<number, IrqCtx> = new Map();
   /** DisINTx as the user sees it. */
   virqDisabled = false;
+  /** Fault injection: what a user's config access fails with, before it reaches the function. */
+  configFault: ((pos: number, isWrite: boolean) => Errno | undefined) | undefined = undefined;
   /** INTx can be masked in COMMAND (PCI 2.3). */
   pci23 = true;
   errTrigger: EventfdCtx | undefined = undefined;
@@ -145,7 +152,7 @@ export class VfioPciCoreDevice {
 
   /** Takes every BAR page out of every mapping: the next touch faults. */
   zapBars(): void {
-    for (const vma of this.vdev.vmas) vma.zap();
+    zapVmaRange(this.vdev.mapping, 0n, BigInt(PCI_STD_NUM_BARS) << REGION_SHIFT);
   }
 
   *zapAndDownWriteMemoryLock(): Step<void> {

@@ -1,0 +1,142 @@
+/**
+ * The calls on an open device file, and putting the node there.
+ *
+ * Order of checks of an ioctl: BIND first of all; not bound → EINVAL; the
+ * device cannot be woken → EIO; then the command's own. Reads, writes and maps
+ * of an unbound file answer EINVAL.
+ * Source: vfio_device_fops in drivers/vfio/vfio_main.c.
+ */
+import { EFAULT, EINVAL, EIO, ENOTTY, Errno } from "../../lib/errno.ts";
+import type { Step } from "../../sched/task.ts";
+import * as V from "../../uapi/vfio.ts";
+import type { File, FileOps } from "../fs/file.ts";
+import { copyFromUser, copyToUser } from "../mm/user_memory.ts";
+import type { Vma } from "../mm/vma.ts";
+import { vfioCdevOpen, vfioCdevRelease, vfioIoctlAttachPt, vfioIoctlBindIommufd, vfioIoctlDetachPt } from "./device_cdev.ts";
+import { InfoCaps } from "./info_caps.ts";
+import { type RegionInfo, type VfioDevice, VfioDeviceFile } from "./vfio_main.ts";
+
+/** First minor of the character devices; the major is the kernel's to give, 511 downwards. */
+const VFIO_DEV_MAJOR = 511;
+
+const fileOf = (f: File): VfioDeviceFile => {
+  if (!(f.privateData instanceof VfioDeviceFile)) throw new TypeError("not a VFIO device file");
+  return f.privateData;
+};
+
+export const vfioDeviceFops: FileOps = {
+  name: "vfio-device",
+
+  *ioctl(f: File, cmd: number, arg: bigint): Step<number | Errno> {
+    const df = fileOf(f);
+    if (cmd === V.VFIO_DEVICE_BIND_IOMMUFD) return yield* vfioIoctlBindIommufd(df, arg);
+    if (!df.accessGranted) return EINVAL;
+    const { device } = df;
+    if ((yield* device.ops.pmRuntimeResumeAndGet()) instanceof Errno) return EIO;
+    try {
+      switch (cmd) {
+        case V.VFIO_DEVICE_ATTACH_IOMMUFD_PT:
+          return yield* vfioIoctlAttachPt(df, arg);
+        case V.VFIO_DEVICE_DETACH_IOMMUFD_PT:
+          return yield* vfioIoctlDetachPt(df, arg);
+        case V.VFIO_DEVICE_FEATURE:
+          return yield* ioctlFeature(device, arg);
+        case V.VFIO_DEVICE_GET_REGION_INFO:
+          return yield* ioctlRegionInfo(device, arg);
+        default:
+          return yield* device.ops.ioctl(cmd, arg);
+      }
+    } finally {
+      device.ops.pmRuntimePut();
+    }
+  },
+
+  *read(f: File, buf: bigint, count: number, pos: bigint): Step<number | Errno> {
+    const df = fileOf(f);
+    return df.accessGranted ? yield* df.device.ops.read(buf, count, pos) : EINVAL;
+  },
+
+  *write(f: File, buf: bigint, count: number, pos: bigint): Step<number | Errno> {
+    const df = fileOf(f);
+    return df.accessGranted ? yield* df.device.ops.write(buf, count, pos) : EINVAL;
+  },
+
+  mmap(f: File, vma: Vma): Errno | undefined {
+    const df = fileOf(f);
+    return df.accessGranted ? df.device.ops.mmap(vma) : EINVAL;
+  },
+
+  *release(f: File): Step<void> {
+    yield* vfioCdevRelease(fileOf(f));
+  },
+
+  fdinfo(f: File): string[] {
+    return [`vfio-device-syspath: /sys/bus/pci/devices/${fileOf(f).device.dev.name}`];
+  },
+};
+
+/** Puts the node in place: the device can be opened from here on. */
+export function vfioRegisterGroupDev(device: VfioDevice): void {
+  const k = device.kernel;
+  device.startRegistration();
+  k.fs.registerDevice(device.path, {
+    major: VFIO_DEV_MAJOR,
+    minor: device.index,
+    open: (file) => vfioCdevOpen(device, file),
+    ops: vfioDeviceFops,
+  });
+  if (k.trace.on) k.trace.emit({ type: "vfio.register", device: device.dev.name, name: device.name });
+}
+
+const KNOWN_FLAGS = V.VFIO_DEVICE_FEATURE_MASK | V.VFIO_DEVICE_FEATURE_SET | V.VFIO_DEVICE_FEATURE_GET | V.VFIO_DEVICE_FEATURE_PROBE;
+
+function* ioctlFeature(device: VfioDevice, arg: bigint): Step<number | Errno> {
+  const minsz = V.VfioDeviceFeature.size;
+  const feature = V.VfioDeviceFeature.alloc();
+  if (copyFromUser(device.kernel, feature.bytes, arg) !== 0) return EFAULT;
+  const { argsz, flags } = feature;
+  if (argsz < minsz) return EINVAL;
+  if ((flags & ~KNOWN_FLAGS) !== 0) return EINVAL;
+  const both = V.VFIO_DEVICE_FEATURE_SET | V.VFIO_DEVICE_FEATURE_GET;
+  if ((flags & V.VFIO_DEVICE_FEATURE_PROBE) === 0 && (flags & both) === both) return EINVAL;
+  switch (flags & V.VFIO_DEVICE_FEATURE_MASK) {
+    case V.VFIO_DEVICE_FEATURE_MIGRATION:
+    case V.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE:
+    case V.VFIO_DEVICE_FEATURE_MIG_DATA_SIZE:
+    case V.VFIO_DEVICE_FEATURE_DMA_LOGGING_START:
+    case V.VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP:
+    case V.VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT:
+      // No driver here migrates or logs DMA.
+      return ENOTTY;
+    case V.VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2:
+      return EINVAL;
+    default:
+      return yield* device.ops.deviceFeature(flags, arg + BigInt(minsz), argsz - minsz);
+  }
+}
+
+function* ioctlRegionInfo(device: VfioDevice, arg: bigint): Step<number | Errno> {
+  const { kernel } = device;
+  const size = V.VfioRegionInfo.size;
+  const out = V.VfioRegionInfo.alloc();
+  if (copyFromUser(kernel, out.bytes, arg) !== 0) return EFAULT;
+  if (out.argsz < size) return EINVAL;
+  const info: RegionInfo = { index: out.index, flags: out.flags, size: out.size, offset: out.offset };
+  const caps = new InfoCaps();
+  const error = yield* device.ops.getRegionInfoCaps(info, caps);
+  if (error !== undefined) return error;
+  out.flags = info.flags;
+  out.size = info.size;
+  out.offset = info.offset;
+  if (caps.size > 0) {
+    out.flags |= V.VFIO_REGION_INFO_FLAG_CAPS;
+    if (out.argsz < size + caps.size) {
+      out.argsz = size + caps.size;
+      out.cap_offset = 0;
+    } else {
+      if (copyToUser(kernel, arg + BigInt(size), caps.bytesAt(size)) !== 0) return EFAULT;
+      out.cap_offset = size;
+    }
+  }
+  return copyToUser(kernel, arg, out.bytes) !== 0 ? EFAULT : 0;
+}
