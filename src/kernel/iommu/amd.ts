@@ -12,20 +12,20 @@
 import { EINVAL, EOPNOTSUPP, type Errno } from "../../lib/index.ts";
 import { amdv1, PageTable } from "../../pt/index.ts";
 import type { Step } from "../../sched/index.ts";
+import {
+  IOMMU_HW_INFO_TYPE_AMD,
+  IOMMU_HW_INFO_TYPE_DEFAULT,
+  IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+  IOMMU_HWPT_ALLOC_NEST_PARENT,
+  IommuHwInfoAmd,
+} from "../../uapi/iommufd.ts";
 import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IommuDescription } from "./description.ts";
 import { type IommuDirtyOps, IommuDomain, type IommuDomainType, type IommuOps, pageTableDirtyOps } from "./domain.ts";
 import { amdFault, type FaultCause, type FaultFacts, type IommuFault } from "./fault.ts";
 import { AMD_HT_RANGE, type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
-import {
-  IOMMU_HW_INFO_TYPE_AMD,
-  IOMMU_HW_INFO_TYPE_DEFAULT,
-  IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
-  IOMMU_HWPT_ALLOC_NEST_PARENT,
-  type IommuCap,
-  IommuUnit,
-} from "./unit.ts";
+import { type IommuCap, IommuUnit } from "./unit.ts";
 
 export const amdOps: IommuOps = { name: "amd" };
 
@@ -142,11 +142,7 @@ export class AmdIommu extends IommuUnit {
 
   protected override hwInfoData(type: number): { type: number; data: Uint8Array } | Errno {
     if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_AMD) return EOPNOTSUPP;
-    // struct iommu_hw_info_amd
-    const view = new DataView(new ArrayBuffer(16));
-    view.setBigUint64(0, this.efr, true);
-    view.setBigUint64(8, this.efr2, true);
-    return { type: IOMMU_HW_INFO_TYPE_AMD, data: new Uint8Array(view.buffer) };
+    return { type: IOMMU_HW_INFO_TYPE_AMD, data: IommuHwInfoAmd.alloc({ efr: this.efr, efr2: this.efr2 }).bytes };
   }
 
   protected override paging(domain: IommuDomain): Errno | undefined {

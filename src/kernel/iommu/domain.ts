@@ -14,6 +14,7 @@
  */
 import { EINVAL, type Errno, hex, KernelBug, U64_MAX } from "../../lib/index.ts";
 import { type PageTable, PtGather } from "../../pt/index.ts";
+import { IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR } from "../../uapi/iommufd.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IommuUnit } from "./unit.ts";
 
@@ -44,9 +45,6 @@ export interface IommuGeometry {
 /** Ranges unmapped whose translations may still be cached, and the tables they stood in: what `iotlbSync` must flush. */
 export { PtGather as IotlbGather } from "../../pt/index.ts";
 
-/** Leaves the dirty bits set. Source: enum iommufd_hwpt_get_dirty_bitmap_flags. */
-export const IOMMU_DIRTY_NO_CLEAR = 1;
-
 /** Takes the dirty ranges that `readAndClearDirty` finds. */
 export interface DirtyRecorder {
   /** [iova, iova + length) was written. */
@@ -58,7 +56,7 @@ export interface IommuDirtyOps {
   setDirtyTracking(enable: boolean): Errno | undefined;
   /**
    * Reports what was written in [iova, iova + length) and clears the bits, unless
-   * `flags` has IOMMU_DIRTY_NO_CLEAR; then flushes, so that a later write is seen again.
+   * `flags` has IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR; then flushes, so that a later write is seen again.
    */
   readAndClearDirty(iova: bigint, length: bigint, flags: number, recorder: DirtyRecorder): Errno | undefined;
 }
@@ -227,7 +225,7 @@ export function pageTableDirtyOps(domain: IommuDomain): IommuDirtyOps {
     },
     readAndClearDirty(iova: bigint, length: bigint, flags: number, recorder: DirtyRecorder): Errno | undefined {
       const gather = new PtGather();
-      const noClear = (flags & IOMMU_DIRTY_NO_CLEAR) !== 0;
+      const noClear = (flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) !== 0;
       const e = domain.pageTable.readAndClearDirty(iova, length, (at, bytes) => recorder.record(at, bytes), { noClear, gather });
       domain.iotlbSync(gather);
       return e;

@@ -24,8 +24,8 @@ import type { IommuUnit, Requester } from "./unit.ts";
 const groupMutex = new LockClass("iommu_group.mutex");
 
 /** What an attachment carries back to whoever made it (faults find their queue by it). Never attached twice at once. */
-export class AttachHandle {
-  domain: IommuDomain | undefined = undefined;
+export interface AttachHandle {
+  readonly domain: IommuDomain | undefined;
 }
 
 interface PasidEntry {
@@ -173,10 +173,12 @@ export class IommuGroup {
     }
   }
 
-  /** Back to the blocked domain while owned, else to the DMA API's. */
-  *detachHandle(): Step<void> {
+  /** Back to the blocked domain while owned, else to the DMA API's. Throws `KernelBug` when it is not `domain` that is attached. */
+  *detachHandle(domain: IommuDomain): Step<void> {
     yield* this.mutex.lock();
     try {
+      if (this.#pasids.get(NO_PASID)?.domain !== domain)
+        throw new KernelBug(`group ${this.id}: detached from a domain it is not attached to`);
       this.#setCoreDomain();
       this.#pasids.delete(NO_PASID);
     } finally {
@@ -345,7 +347,6 @@ export class IommuGroup {
   }
 
   #store(pasid: number, domain: IommuDomain, handle: AttachHandle): void {
-    handle.domain = domain;
     this.#pasids.set(pasid, { domain, handle });
   }
 

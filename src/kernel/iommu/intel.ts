@@ -12,21 +12,22 @@
 import { EINVAL, EOPNOTSUPP, Errno, U64_MAX } from "../../lib/index.ts";
 import { PageTable, vtdss, x86_64 } from "../../pt/index.ts";
 import type { Step } from "../../sched/index.ts";
+import {
+  IOMMU_HW_INFO_TYPE_DEFAULT,
+  IOMMU_HW_INFO_TYPE_INTEL_VTD,
+  IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
+  IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+  IOMMU_HWPT_ALLOC_NEST_PARENT,
+  IOMMU_HWPT_ALLOC_PASID,
+  IommuHwInfoVtd,
+} from "../../uapi/iommufd.ts";
 import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IommuDescription } from "./description.ts";
 import { type IommuDirtyOps, IommuDomain, type IommuDomainType, type IommuOps, pageTableDirtyOps } from "./domain.ts";
 import { type FaultCause, type FaultFacts, type IommuFault, intelFault } from "./fault.ts";
 import { type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
-import {
-  IOMMU_HW_INFO_TYPE_DEFAULT,
-  IOMMU_HW_INFO_TYPE_INTEL_VTD,
-  IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
-  IOMMU_HWPT_ALLOC_NEST_PARENT,
-  IOMMU_HWPT_ALLOC_PASID,
-  type IommuCap,
-  IommuUnit,
-} from "./unit.ts";
+import { type IommuCap, IommuUnit } from "./unit.ts";
 
 export const intelOps: IommuOps = { name: "intel" };
 
@@ -55,9 +56,6 @@ const CAP_FS1GP = 1n << 56n;
 const CAP_FS5LP = 1n << 60n;
 /** 65,536 domains, page-selective invalidation up to 2^18 pages, draining, fault registers, without the widths and page sizes. */
 const CAP_BASE = 0xd2_0080_2200_0006n;
-
-/** IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17: a parent of nested domains cannot hold read-only pages. */
-const HW_INFO_VTD_ERRATA = 1;
 
 const SIZE_2M = 1n << 21n;
 const SIZE_1G = 1n << 30n;
@@ -213,12 +211,8 @@ export class IntelIommu extends IommuUnit {
 
   protected override hwInfoData(type: number): { type: number; data: Uint8Array } | Errno {
     if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_INTEL_VTD) return EOPNOTSUPP;
-    // struct iommu_hw_info_vtd
-    const view = new DataView(new ArrayBuffer(24));
-    view.setUint32(0, HW_INFO_VTD_ERRATA, true);
-    view.setBigUint64(8, this.cap, true);
-    view.setBigUint64(16, this.ecap, true);
-    return { type: IOMMU_HW_INFO_TYPE_INTEL_VTD, data: new Uint8Array(view.buffer) };
+    const info = IommuHwInfoVtd.alloc({ flags: IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17, cap_reg: this.cap, ecap_reg: this.ecap });
+    return { type: IOMMU_HW_INFO_TYPE_INTEL_VTD, data: info.bytes };
   }
 
   protected override paging(domain: IommuDomain): Errno | undefined {

@@ -14,29 +14,13 @@
  */
 import { EINVAL, EOPNOTSUPP, type Errno } from "../../lib/index.ts";
 import type { Step } from "../../sched/index.ts";
+import { IOMMU_HW_CAP_DIRTY_TRACKING, IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED, IOMMU_HW_INFO_TYPE_DEFAULT } from "../../uapi/iommufd.ts";
 import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import { type DomainUser, IommuDomain, type IommuOps } from "./domain.ts";
 import { type FaultCause, type FaultFacts, type IommuFault, NO_PASID } from "./fault.ts";
 import { Iotlb, type IotlbEntry } from "./iotlb.ts";
 import { MSI_WINDOW_LAST, MSI_WINDOW_START, type ReservedRegion } from "./resv.ts";
-
-/** Flags of a paging domain. Source: enum iommufd_hwpt_alloc_flags. */
-export const IOMMU_HWPT_ALLOC_NEST_PARENT = 1;
-export const IOMMU_HWPT_ALLOC_DIRTY_TRACKING = 2;
-export const IOMMU_HWPT_FAULT_ID_VALID = 4;
-export const IOMMU_HWPT_ALLOC_PASID = 8;
-
-/** Source: enum iommu_hw_info_type. */
-export const IOMMU_HW_INFO_TYPE_DEFAULT = 0;
-export const IOMMU_HW_INFO_TYPE_INTEL_VTD = 1;
-export const IOMMU_HW_INFO_TYPE_AMD = 4;
-
-/** Source: enum iommufd_hw_capabilities. */
-export const IOMMU_HW_CAP_DIRTY_TRACKING = 1n;
-export const IOMMU_HW_CAP_PCI_PASID_EXEC = 2n;
-export const IOMMU_HW_CAP_PCI_PASID_PRIV = 4n;
-export const IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED = 8n;
 
 /** Source: enum iommu_cap. */
 export type IommuCap =
