@@ -119,20 +119,26 @@ function pollSide(f: File, side: "in" | "out"): number {
   return 0;
 }
 
-const DIRECTIONS: Readonly<Record<number, DmaDirection>> = {
-  [DMA_BUF_SYNC_READ]: "from_device",
-  [DMA_BUF_SYNC_WRITE]: "to_device",
-  [DMA_BUF_SYNC_RW]: "bidirectional",
-};
+function directionOf(flags: bigint): DmaDirection | undefined {
+  switch (flags & DMA_BUF_SYNC_RW) {
+    case DMA_BUF_SYNC_READ:
+      return "from_device";
+    case DMA_BUF_SYNC_WRITE:
+      return "to_device";
+    case DMA_BUF_SYNC_RW:
+      return "bidirectional";
+    default:
+      return undefined;
+  }
+}
 
 function* sync(dmabuf: DmaBuf, arg: bigint): Step<Errno | undefined> {
   const a = DmaBufSync.alloc();
   if (copyFromUser(dmabuf.kernel, a.bytes, arg) !== 0) return EFAULT;
-  if ((a.flags & ~BigInt(DMA_BUF_SYNC_VALID_FLAGS_MASK)) !== 0n) return EINVAL;
-  const flags = Number(a.flags);
-  const dir = DIRECTIONS[flags & DMA_BUF_SYNC_RW];
+  if ((a.flags & ~DMA_BUF_SYNC_VALID_FLAGS_MASK) !== 0n) return EINVAL;
+  const dir = directionOf(a.flags);
   if (dir === undefined) return EINVAL;
-  return yield* (flags & DMA_BUF_SYNC_END) !== 0 ? dmaBufEndCpuAccess(dmabuf, dir) : dmaBufBeginCpuAccess(dmabuf, dir);
+  return yield* (a.flags & DMA_BUF_SYNC_END) !== 0n ? dmaBufEndCpuAccess(dmabuf, dir) : dmaBufBeginCpuAccess(dmabuf, dir);
 }
 
 /** A NUL-terminated string of at most 32 bytes with its NUL: EINVAL when longer, EFAULT when the NUL cannot be reached. */
@@ -148,7 +154,9 @@ function setName(dmabuf: DmaBuf, arg: bigint): Errno | undefined {
 }
 
 /** True for READ, WRITE or both, and nothing else. */
-const isReadWrite = (flags: number): boolean => (flags & ~DMA_BUF_SYNC_RW) === 0 && (flags & DMA_BUF_SYNC_RW) !== 0;
+const isReadWrite = (flags: number): boolean => flags !== 0 && (BigInt(flags) & ~DMA_BUF_SYNC_RW) === 0n;
+
+const hasWrite = (flags: number): boolean => (BigInt(flags) & DMA_BUF_SYNC_WRITE) !== 0n;
 
 /** What is pending now, as a file of its own; the descriptor is published after the answer is copied out. */
 function exportSyncFile(dmabuf: DmaBuf, arg: bigint): Errno | undefined {
@@ -160,7 +168,7 @@ function exportSyncFile(dmabuf: DmaBuf, arg: bigint): Errno | undefined {
   const fd = files.getUnused(O_CLOEXEC);
   if (fd instanceof Errno) return fd;
   const { fences } = dmaBufStats(kernel);
-  const fence = dmabuf.resv.singleton(kernel.sched, fences, usageRw((a.flags & DMA_BUF_SYNC_WRITE) !== 0));
+  const fence = dmabuf.resv.singleton(kernel.sched, fences, usageRw(hasWrite(a.flags)));
   const file = syncFileCreate(kernel, fence ?? fences.stub());
   a.fd = fd;
   if (copyToUser(kernel, arg, a.bytes) !== 0) {
@@ -180,7 +188,7 @@ function* importSyncFile(dmabuf: DmaBuf, arg: bigint): Step<Errno | undefined> {
   if (!isReadWrite(a.flags)) return EINVAL;
   const fence = syncFileGetFence(kernel.current, a.fd);
   if (fence === undefined) return EINVAL;
-  const usage = (a.flags & DMA_BUF_SYNC_WRITE) !== 0 ? Usage.write : Usage.read;
+  const usage = hasWrite(a.flags) ? Usage.write : Usage.read;
   const fences = unwrapFence(fence);
   if (fences.length === 0) return undefined;
   yield* resv.lock();

@@ -20,9 +20,10 @@
  *
  * Source: drivers/dma-buf/dma-buf-mapping.c, spec section 3 (map_dma_buf).
  */
-import { type PhysAddr, physAddr } from "../../lib/addr.ts";
+import { PAGE_SIZE_N, type Pfn, type PhysAddr, physOfPfn } from "../../lib/addr.ts";
 import { EINVAL, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
+import type { Device } from "../device.ts";
 import type { P2pdmaProvider } from "../pci/p2pdma.ts";
 import { p2pdmaMapType } from "../pci/p2pdma.ts";
 import type { DmaBufAttachment, DmaDirection } from "./attachment.ts";
@@ -95,7 +96,7 @@ const busAddress = (provider: P2pdmaProvider, paddr: PhysAddr): bigint => paddr 
 
 function thruHostBridge(att: DmaBufAttachment, ranges: readonly PhysVec[], size: bigint, dir: DmaDirection): SgTable | Errno {
   const iova = dmaIovaAlloc(att.dev, size);
-  if (iova === undefined) return eachByItself(att, ranges, dir);
+  if (iova === undefined) return mapEach(att.dev, ranges, dir, true);
   let linked = 0n;
   for (const r of ranges) {
     const err = dmaIovaLink(iova, linked, r.paddr, r.len, dir, true);
@@ -109,49 +110,46 @@ function thruHostBridge(att: DmaBufAttachment, ranges: readonly PhysVec[], size:
   return { entries: [...split(iova.address, size)], priv: { iova, ranges: [] } satisfies Mapped };
 }
 
-function eachByItself(att: DmaBufAttachment, ranges: readonly PhysVec[], dir: DmaDirection): SgTable | Errno {
+/** Every range by itself: all of them, or none and the DMA layer's errno. */
+function mapEach(dev: Device, ranges: readonly PhysVec[], dir: DmaDirection, mmio: boolean): SgTable | Errno {
   const mapped: SgEntry[] = [];
   for (const r of ranges) {
-    const address = dmaMapPhys(att.dev, r.paddr, r.len, dir, true);
+    const address = dmaMapPhys(dev, r.paddr, r.len, dir, mmio);
     if (address instanceof Errno) {
-      for (const m of mapped) dmaUnmapPhys(att.dev, m.address, m.length);
+      for (const m of mapped) dmaUnmapPhys(dev, m.address, m.length);
       return address;
     }
     mapped.push({ address, length: r.len });
   }
   return { entries: mapped.flatMap((m) => [...split(m.address, m.length)]), priv: { iova: undefined, ranges: mapped } satisfies Mapped };
+}
+
+function unmapAll(dev: Device, sgt: SgTable): void {
+  const { iova, ranges } = sgt.priv as Mapped;
+  if (iova !== undefined) dmaIovaDestroy(iova);
+  for (const m of ranges) dmaUnmapPhys(dev, m.address, m.length);
 }
 
 /** Undoes `physVecToSgt`. Reservation held. */
 export function freeSgt(att: DmaBufAttachment, sgt: SgTable): void {
   att.dmabuf.resv.assertHeld();
-  const { iova, ranges } = sgt.priv as Mapped;
-  if (iova !== undefined) dmaIovaDestroy(iova);
-  for (const m of ranges) dmaUnmapPhys(att.dev, m.address, m.length);
+  unmapAll(att.dev, sgt);
 }
 
-/** A scatter list over pages of RAM, one entry per contiguous run; the exporters of memory use it. */
-export function physRuns(pages: readonly PhysAddr[], pageSize: bigint): PhysVec[] {
+/** Pages of RAM as runs, adjacent ones joined. */
+export function pageRuns(pages: readonly Pfn[]): PhysVec[] {
   const runs: PhysVec[] = [];
-  for (const pa of pages) {
+  for (const pfn of pages) {
+    const paddr = physOfPfn(pfn);
     const last = runs[runs.length - 1];
-    if (last !== undefined && last.paddr + last.len === pa) last.len += pageSize;
-    else runs.push({ paddr: physAddr(pa), len: pageSize });
+    if (last !== undefined && last.paddr + last.len === paddr) last.len += PAGE_SIZE_N;
+    else runs.push({ paddr, len: PAGE_SIZE_N });
   }
   return runs;
 }
 
-/** Maps RAM for the importer, each run by itself. Reservation held. */
-export function ramToSgt(att: DmaBufAttachment, runs: readonly PhysVec[], dir: DmaDirection): SgTable | Errno {
-  att.dmabuf.resv.assertHeld();
-  const mapped: SgEntry[] = [];
-  for (const r of runs) {
-    const address = dmaMapPhys(att.dev, r.paddr, r.len, dir, false);
-    if (address instanceof Errno) {
-      for (const m of mapped) dmaUnmapPhys(att.dev, m.address, m.length);
-      return address;
-    }
-    mapped.push({ address, length: r.len });
-  }
-  return { entries: mapped.flatMap((m) => [...split(m.address, m.length)]), priv: { iova: undefined, ranges: mapped } satisfies Mapped };
-}
+/** Maps RAM for `dev`: what an exporter of memory does in its map. */
+export const ramToSgt = (dev: Device, runs: readonly PhysVec[], dir: DmaDirection): SgTable | Errno => mapEach(dev, runs, dir, false);
+
+/** Undoes `ramToSgt`. */
+export const freeRamSgt = (dev: Device, sgt: SgTable): void => unmapAll(dev, sgt);

@@ -8,8 +8,9 @@
  */
 import { EFAULT, EINVAL, ENOENT, ENOTTY, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
-import { O_CLOEXEC, POLLIN } from "../../uapi/index.ts";
 import {
+  O_CLOEXEC,
+  POLLIN,
   SYNC_IOC_FILE_INFO,
   SYNC_IOC_MERGE,
   SYNC_IOC_SET_DEADLINE,
@@ -17,7 +18,7 @@ import {
   SyncFileInfo,
   SyncMergeData,
   SyncSetDeadline,
-} from "../../uapi/sync_file.ts";
+} from "../../uapi/index.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import type { Process } from "../fs/process.ts";
 import type { Kernel } from "../kernel.ts";
