@@ -9,5 +9,6 @@ export * from "./mman.ts";
 export * from "./pci_regs.ts";
 export * from "./poll.ts";
 export * from "./struct.ts";
+export * from "./sync_file.ts";
 export * from "./udmabuf.ts";
 export * from "./vfio.ts";
