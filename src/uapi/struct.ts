@@ -40,6 +40,7 @@ export interface AnyStruct {
   readonly fields: Fields;
   readonly offsets: Readonly<Record<string, number>>;
   readonly widths: Readonly<Record<string, number>>;
+  readonly union: readonly string[];
   over(bytes: Uint8Array, offset?: number): StructView;
   toObject(view: StructView): Readonly<Record<string, unknown>>;
 }
@@ -128,6 +129,8 @@ export class Struct<F extends Fields> implements AnyStruct {
   readonly offsets: { readonly [K in keyof F]: number };
   /** `sizeof` every member; 0 for a tail. */
   readonly widths: { readonly [K in keyof F]: number };
+  /** The members that lie over each other. */
+  readonly union: readonly string[];
   /** Bytes in one element of the tail; 0 when there is none. */
   readonly tailElementSize: number;
   readonly #tail: string | undefined;
@@ -143,6 +146,7 @@ export class Struct<F extends Fields> implements AnyStruct {
     this.align = layout.align;
     this.offsets = layout.offsets as { [K in keyof F]: number };
     this.widths = layout.widths as { [K in keyof F]: number };
+    this.union = options.union ?? [];
     this.#tail = layout.tail;
     const tail = layout.tail === undefined ? undefined : fields[layout.tail];
     this.tailElementSize = Array.isArray(tail) ? sizeOfElement(tail[0] as Element) : 0;

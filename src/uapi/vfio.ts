@@ -178,6 +178,14 @@ export const VFIO_DEVICE_STATE_V1_SAVING = 1 << 1;
 export const VFIO_DEVICE_STATE_V1_RESUMING = 1 << 2;
 export const VFIO_DEVICE_STATE_MASK = VFIO_DEVICE_STATE_V1_RUNNING | VFIO_DEVICE_STATE_V1_SAVING | VFIO_DEVICE_STATE_V1_RESUMING;
 
+/** Resuming goes with nothing else. 0 or 1, as a C condition. */
+export const VFIO_DEVICE_STATE_VALID = (state: number): number =>
+  Number((state & VFIO_DEVICE_STATE_V1_RESUMING) === 0 || (state & VFIO_DEVICE_STATE_MASK) === VFIO_DEVICE_STATE_V1_RESUMING);
+export const VFIO_DEVICE_STATE_IS_ERROR = (state: number): number =>
+  Number((state & VFIO_DEVICE_STATE_MASK) === (VFIO_DEVICE_STATE_V1_SAVING | VFIO_DEVICE_STATE_V1_RESUMING));
+export const VFIO_DEVICE_STATE_SET_ERROR = (state: number): number =>
+  ((state & ~VFIO_DEVICE_STATE_MASK) | VFIO_DEVICE_STATE_V1_SAVING | VFIO_DEVICE_STATE_V1_RESUMING) >>> 0;
+
 /** The start of the first protocol's migration region. */
 export const VfioDeviceMigrationInfo = struct("vfio_device_migration_info", {
   device_state: "u32",
