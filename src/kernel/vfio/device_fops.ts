@@ -42,7 +42,7 @@ export const vfioDeviceFops: FileOps = {
         case V.VFIO_DEVICE_FEATURE:
           return yield* ioctlFeature(device, arg);
         case V.VFIO_DEVICE_GET_REGION_INFO:
-          return yield* ioctlRegionInfo(device, arg);
+          return ioctlRegionInfo(device, arg);
         default:
           return yield* device.ops.ioctl(cmd, arg);
       }
@@ -115,7 +115,7 @@ function* ioctlFeature(device: VfioDevice, arg: bigint): Step<number | Errno> {
   }
 }
 
-function* ioctlRegionInfo(device: VfioDevice, arg: bigint): Step<number | Errno> {
+function ioctlRegionInfo(device: VfioDevice, arg: bigint): number | Errno {
   const { kernel } = device;
   const size = V.VfioRegionInfo.size;
   const out = V.VfioRegionInfo.alloc();
@@ -123,7 +123,7 @@ function* ioctlRegionInfo(device: VfioDevice, arg: bigint): Step<number | Errno>
   if (out.argsz < size) return EINVAL;
   const info: RegionInfo = { index: out.index, flags: out.flags, size: out.size, offset: out.offset };
   const caps = new InfoCaps();
-  const error = yield* device.ops.getRegionInfoCaps(info, caps);
+  const error = device.ops.getRegionInfoCaps(info, caps);
   if (error !== undefined) return error;
   out.flags = info.flags;
   out.size = info.size;

@@ -49,7 +49,7 @@ export interface VfioDeviceOps {
   /** dev_set->lock held. */
   closeDevice(): Step<void>;
   ioctl(cmd: number, arg: bigint): Step<number | Errno>;
-  getRegionInfoCaps(info: RegionInfo, caps: InfoCaps): Step<Errno | undefined>;
+  getRegionInfoCaps(info: RegionInfo, caps: InfoCaps): Errno | undefined;
   /** `argsz` counts the payload only. */
   deviceFeature(flags: number, arg: bigint, argsz: number): Step<number | Errno>;
   read(buf: bigint, count: number, pos: bigint): Step<number | Errno>;

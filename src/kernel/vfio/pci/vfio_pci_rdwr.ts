@@ -1,19 +1,18 @@
 /**
- * Reads and writes of BARs and the ROM through the device file.
+ * Reads and writes of BARs through the device file.
  *
  * The file offset is region << 40 | offset. An access goes out in the widest
  * naturally aligned pieces of 8, 4, 2 and 1 bytes; each takes ML for reading
  * and fails with EIO when memory cannot be reached. The MSI-X table is a hole:
- * reads give ones, writes vanish. So is a ROM BAR past the end of its image.
+ * reads give ones, writes vanish.
  *
  * The user's memory is touched only with ML released, because a fault on a BAR
  * takes ML under mmap_lock. Source: vfio_pci_rdwr.c.
  */
-import { EFAULT, EINVAL, EIO, Errno } from "../../../lib/errno.ts";
+import { EFAULT, EINVAL, EIO, ENOMEM, type Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import { copyFromUser, copyToUser } from "../../mm/user_memory.ts";
 import { PCI_ROM_RESOURCE, REGION_MASK, REGION_SHIFT, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
-import { vfioPciRomSize } from "./vfio_pci_rom.ts";
 
 /** A range that is not there. */
 interface Hole {
@@ -45,7 +44,7 @@ function transfer(vdev: VfioPciCoreDevice, bar: number, off: number, bytes: Uint
 
 /**
  * Bytes moved, at most to the end of the BAR. EINVAL: no such BAR, or past it;
- * ENODEV, EBUSY: it was not reserved at open; EIO: memory cannot be reached;
+ * ENODEV, EBUSY: it was not reserved at open; ENOMEM: a ROM without an image; EIO: memory cannot be reached;
  * EFAULT. Pieces before a failure were carried out.
  */
 export function* vfioPciBarRw(vdev: VfioPciCoreDevice, buf: bigint, count: number, pos: bigint, isWrite: boolean): Step<number | Errno> {
@@ -56,17 +55,13 @@ export function* vfioPciBarRw(vdev: VfioPciCoreDevice, buf: bigint, count: numbe
   if (off >= res.length) return EINVAL;
   const start = Number(off);
   const end = Number(res.length);
-  let hole: Hole = { start: 0, end: 0 };
-  let maxWidth = 8;
-  if (bar === PCI_ROM_RESOURCE) {
-    hole = { start: vfioPciRomSize(vdev), end };
-    maxWidth = 4;
-  } else {
-    const error = vdev.iomapBar(bar);
-    if (error !== undefined) return error;
-  }
-  if (bar === vdev.msixBar) hole = { start: vdev.msixOffset, end: vdev.msixOffset + vdev.msixSize };
-  return yield* ioRw(vdev, res.flags.mem, bar, buf, start, Math.min(count, end - start), hole, isWrite, maxWidth);
+  // A ROM BAR whose image does not begin with its signature cannot be mapped; no function here carries an image.
+  if (bar === PCI_ROM_RESOURCE) return ENOMEM;
+  const error = vdev.iomapBar(bar);
+  if (error !== undefined) return error;
+  const isMsix = bar === vdev.msixBar;
+  const hole = { start: isMsix ? vdev.msixOffset : 0, end: isMsix ? vdev.msixOffset + vdev.msixSize : 0 };
+  return yield* ioRw(vdev, res.flags.mem, bar, buf, start, Math.min(count, end - start), hole, isWrite);
 }
 
 function* ioRw(
@@ -78,7 +73,6 @@ function* ioRw(
   count: number,
   hole: Hole,
   isWrite: boolean,
-  maxWidth: number,
 ): Step<number | Errno> {
   const k = vdev.kernel;
   let done = 0;
@@ -93,7 +87,7 @@ function* ioRw(
       done += filled;
       continue;
     }
-    let width = maxWidth;
+    let width = 8;
     while (width > 1 && (fillable < width || off % width !== 0)) width /= 2;
     const bytes = new Uint8Array(width);
     if (isWrite && copyFromUser(k, bytes, user) !== 0) return EFAULT;

@@ -1,0 +1,173 @@
+/**
+ * Reset of everything behind one slot or bus.
+ *
+ * Every function that the reset reaches must be a VFIO device of the set and
+ * belong to the caller's iommufd. ML of each is only tried, never waited for:
+ * taking several would deadlock against a task that holds one. A device that is
+ * busy ends it with EBUSY; those before it are restored, but what their
+ * importers had mapped stays dead.
+ *
+ * Lock order: dev_set->lock → ML(W, trylock) of each → reservation.
+ * Source: vfio_pci_dev_set_hot_reset and its callers in vfio_pci_core.c; spec §6.
+ */
+import { EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, Errno } from "../../../lib/errno.ts";
+import { KernelBug } from "../../../lib/kernel_bug.ts";
+import type { Step } from "../../../sched/task.ts";
+import * as V from "../../../uapi/vfio.ts";
+import type { IommufdCtx } from "../../iommufd/ctx.ts";
+import { copyFromUser, copyToUser } from "../../mm/user_memory.ts";
+import type { PciDev } from "../../pci/pci_dev.ts";
+import type { VfioDeviceSet } from "../device_set.ts";
+import { vfioIommufdDeviceCtx, vfioIommufdGetDevId } from "../iommufd.ts";
+import type { VfioDevice } from "../vfio_main.ts";
+import { PCI_D0, VfioPciCoreDevice } from "./vfio_pci_core.ts";
+import { vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
+
+/** VFIO_DEVICE_GET_PCI_HOT_RESET_INFO. ENODEV: neither slot nor bus can be reset; ENOSPC: `count` says how many fit not. */
+export function* vfioPciIoctlGetHotResetInfo(vdev: VfioPciCoreDevice, arg: bigint): Step<number | Errno> {
+  const k = vdev.kernel;
+  const minsz = V.VfioPciHotResetInfo.size;
+  const hdr = V.VfioPciHotResetInfo.alloc();
+  if (copyFromUser(k, hdr.bytes, arg) !== 0) return EFAULT;
+  if (hdr.argsz < minsz) return EINVAL;
+  hdr.flags = 0;
+  if (!(yield* canReset(vdev.pdev))) return ENODEV;
+  const affected = reached(vdev.pdev);
+  const each = V.VfioPciDependentDevice.size;
+  if (affected.length > Math.floor((hdr.argsz - minsz) / each)) {
+    hdr.count = affected.length;
+    return copyToUser(k, arg, hdr.bytes) !== 0 ? EFAULT : ENOSPC;
+  }
+  const devices = new Uint8Array(affected.length * each);
+  let flags = V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID | V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED;
+  const { devSet } = vdev.vdev;
+  yield* devSet.lock.lock();
+  try {
+    affected.forEach((pdev, i) => {
+      const devid = ownedId(devSet.find(pdev), vfioIommufdDeviceCtx(vdev.vdev));
+      if (devid === V.VFIO_PCI_DEVID_NOT_OWNED) flags &= ~V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED;
+      const out = V.VfioPciDependentDevice.over(devices, i * each);
+      out.devid = devid;
+      out.segment = Number.parseInt(pdev.name.split(":")[0] ?? "0", 16);
+      out.bus = pdev.pciBus.number;
+      out.devfn = pdev.devfn;
+    });
+  } finally {
+    devSet.lock.unlock();
+  }
+  if (copyToUser(k, arg + BigInt(minsz), devices) !== 0) return EFAULT;
+  hdr.count = affected.length;
+  hdr.flags = flags;
+  return copyToUser(k, arg, hdr.bytes) !== 0 ? EFAULT : 0;
+}
+
+function ownedId(vdev: VfioDevice | undefined, ctx: IommufdCtx | undefined): number {
+  if (vdev === undefined) return V.VFIO_PCI_DEVID_NOT_OWNED;
+  const id = vfioIommufdGetDevId(vdev, ctx);
+  if (id === ENOENT) return V.VFIO_PCI_DEVID_OWNED;
+  return id instanceof Errno ? V.VFIO_PCI_DEVID_NOT_OWNED : id;
+}
+
+/** VFIO_DEVICE_PCI_HOT_RESET. EINVAL also for group descriptors: a device opened by its node proves ownership by its iommufd. */
+export function* vfioPciIoctlHotReset(vdev: VfioPciCoreDevice, arg: bigint): Step<number | Errno> {
+  const hdr = V.VfioPciHotReset.alloc();
+  if (copyFromUser(vdev.kernel, hdr.bytes, arg) !== 0) return EFAULT;
+  if (hdr.argsz < V.VfioPciHotReset.size || hdr.flags !== 0) return EINVAL;
+  if (hdr.count !== 0) return EINVAL;
+  if (!(yield* canReset(vdev.pdev))) return ENODEV;
+  return (yield* hotReset(vdev.vdev.devSet, vfioIommufdDeviceCtx(vdev.vdev))) ?? 0;
+}
+
+function* hotReset(set: VfioDeviceSet, ctx: IommufdCtx | undefined): Step<Errno | undefined> {
+  yield* set.lock.lock();
+  try {
+    const pdev = yield* resettable(set);
+    if (pdev === undefined) return EINVAL;
+    const all = set.devices.map(vfioPciCoreOf);
+    const awake = yield* resumeAll(all);
+    if (awake !== undefined) return awake;
+    const locked: VfioPciCoreDevice[] = [];
+    let error: Errno | undefined;
+    try {
+      error = yield* lockAndRevoke(all, ctx, locked);
+      if (error === undefined) {
+        for (const v of all) yield* v.setPowerState(PCI_D0);
+        error = yield* pdev.resetBus();
+      }
+    } finally {
+      for (const v of locked.reverse()) {
+        if (v.vdev.openCount > 0 && v.memoryEnabled()) yield* vfioPciDmaBufMove(v, false);
+        v.memoryLock.upWrite();
+      }
+      for (const v of all) v.pdev.pmRuntimePut();
+    }
+    const { trace } = pdev.kernel;
+    if (trace.on) trace.emit({ type: "vfio.hot_reset", device: pdev.name, devices: all.map((v) => v.pdev.name), error: error?.name });
+    return error;
+  } finally {
+    set.lock.unlock();
+  }
+}
+
+/** Takes ML of each in order, noting in `locked` those that were taken. */
+function* lockAndRevoke(all: readonly VfioPciCoreDevice[], ctx: IommufdCtx | undefined, locked: VfioPciCoreDevice[]): Step<Errno | undefined> {
+  for (const v of all) {
+    if (ownedId(v.vdev, ctx) === V.VFIO_PCI_DEVID_NOT_OWNED) return EINVAL;
+    if (!(yield* v.memoryLock.tryDownWrite())) return EBUSY;
+    locked.push(v);
+    yield* vfioPciDmaBufMove(v, true);
+    v.zapBars();
+  }
+  return undefined;
+}
+
+/** After a close: resets the whole set if nobody uses it and a device of it was left without a reset. dev_set->lock held. */
+export function* vfioPciDevSetTryReset(set: VfioDeviceSet): Step<void> {
+  const all = set.devices.map(vfioPciCoreOf);
+  // The device that is being closed still counts.
+  if (set.openCount > 1 || !all.some((v) => v.needsReset)) return;
+  const pdev = yield* resettable(set);
+  if (pdev === undefined) return;
+  if ((yield* resumeAll(all)) !== undefined) return;
+  const error = yield* pdev.resetBus();
+  for (const v of all) {
+    if (error === undefined) v.needsReset = false;
+    v.pdev.pmRuntimePut();
+  }
+}
+
+/** A function to reset the set by: undefined unless all that the reset reaches is in the set. */
+function* resettable(set: VfioDeviceSet): Step<PciDev | undefined> {
+  const first = set.devices[0];
+  if (first === undefined) return undefined;
+  const { pdev } = vfioPciCoreOf(first);
+  if (!(yield* canReset(pdev))) return undefined;
+  return reached(pdev).every((d) => set.find(d) !== undefined) ? pdev : undefined;
+}
+
+function* canReset(pdev: PciDev): Step<boolean> {
+  if ((yield* pdev.probeResetSlot()) === undefined) return true;
+  return (yield* pdev.probeResetBus()) === undefined;
+}
+
+/** Functions on its bus and below. A slot that resets by itself fills the bus behind its port. */
+const reached = (pdev: PciDev): PciDev[] => [...pdev.pciBus.subtree()];
+
+/** Wakes all or none. */
+function* resumeAll(all: readonly VfioPciCoreDevice[]): Step<Errno | undefined> {
+  for (const [i, v] of all.entries()) {
+    const error = yield* v.pdev.pmRuntimeResumeAndGet();
+    if (error instanceof Errno) {
+      for (const w of all.slice(0, i)) w.pdev.pmRuntimePut();
+      return error;
+    }
+  }
+  return undefined;
+}
+
+/** The PCI side of a VFIO device; all devices of a set here are PCI functions. */
+export function vfioPciCoreOf(device: VfioDevice): VfioPciCoreDevice {
+  const core = (device.dev as PciDev).driverData;
+  if (!(core instanceof VfioPciCoreDevice)) throw new KernelBug(`${device.name} is no PCI function`);
+  return core;
+}
