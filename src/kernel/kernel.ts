@@ -20,6 +20,8 @@ export class Kernel {
   readonly sched: Sched = new Sched();
   readonly trace: Trace;
   readonly modules: Modules = new Modules();
+  /** Counters that must be zero once everything is closed: name → its value now. Subsystems add their own. */
+  readonly leakChecks: Map<string, () => number> = new Map();
   /** The machine's physical address space. */
   readonly phys: PhysMap;
   /** RAM, page by page. */

@@ -51,7 +51,7 @@ function pull(n: ItreeNode): void {
   const r = n.itRight;
   const hl = height(l);
   const hr = height(r);
-  n.itHeight = (hl > hr ? hl : hr) + 1;
+  n.itHeight = Math.max(hl, hr) + 1;
   let max = n.last;
   if (l !== undefined && l.itMax > max) max = l.itMax;
   if (r !== undefined && r.itMax > max) max = r.itMax;
@@ -135,6 +135,9 @@ export class IntervalTree<T extends ItreeNode> {
       next.itLeft = n.itLeft;
       next.itLeft.itParent = next;
       this.#replace(n, next);
+      // What the parent knew of this place was n's: settling compares against it.
+      next.itHeight = n.itHeight;
+      next.itMax = n.itMax;
     } else {
       from = n.itParent;
       this.#replace(n, n.itLeft ?? n.itRight);
@@ -333,7 +336,7 @@ export class IntervalTree<T extends ItreeNode> {
         this.#balance(n);
         return;
       }
-      const h = (hl > hr ? hl : hr) + 1;
+      const h = Math.max(hl, hr) + 1;
       if (h === n.itHeight) return;
       n.itHeight = h;
       n = n.itParent;

@@ -1,2 +1,24 @@
-/** Events of mm. `type` is `mm.<what>`; addresses and lengths are bytes. */
-export type MmEvent = { readonly type: "mm.note"; readonly text: string };
+/** Events of memory and files. `mm.<what>` and `fs.<what>`; addresses and lengths are bytes. */
+export type MmEvent =
+  /** A process mapped something at [addr, addr + length). */
+  | { readonly type: "mm.mmap"; readonly addr: bigint; readonly length: bigint; readonly prot: number; readonly what: string }
+  | { readonly type: "mm.munmap"; readonly addr: bigint; readonly length: bigint }
+  /** A page was missing, or not writable: what the fault came to. */
+  | { readonly type: "mm.fault"; readonly addr: bigint; readonly write: boolean; readonly outcome: string }
+  /** Mappings of a file's range were taken away; the next access faults again. */
+  | { readonly type: "mm.zap"; readonly offset: bigint; readonly length: bigint; readonly pages: number }
+  /** Pages were pinned for DMA, from an address or from a file. */
+  | { readonly type: "mm.pin"; readonly from: string; readonly npages: number; readonly write: boolean }
+  | { readonly type: "mm.unpin"; readonly npages: number }
+  /** Somebody reached RAM that has no owner. */
+  | { readonly type: "mm.stray"; readonly pfn: number; readonly write: boolean }
+  /** Pages charged to RLIMIT_MEMLOCK (negative: given back), and whether the limit allowed it. */
+  | { readonly type: "mm.account"; readonly mode: string; readonly npages: number; readonly ok: boolean }
+  | { readonly type: "fs.open"; readonly path: string; readonly flags: number }
+  /** The last reference is gone and the file is being released. */
+  | { readonly type: "fs.release"; readonly path: string }
+  | { readonly type: "fs.install"; readonly fd: number; readonly path: string; readonly pid: number }
+  | { readonly type: "fs.close"; readonly fd: number; readonly path: string; readonly pid: number }
+  | { readonly type: "fs.fork"; readonly pid: number; readonly child: number }
+  | { readonly type: "fs.exit"; readonly pid: number }
+  | { readonly type: "fs.eventfd_signal"; readonly path: string; readonly count: bigint };

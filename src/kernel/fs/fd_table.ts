@@ -1,0 +1,162 @@
+/**
+ * A process's descriptors.
+ *
+ * The lowest free number is given out, below the soft RLIMIT_NOFILE. A call
+ * that makes a file reserves the number first and installs the file when
+ * nothing can fail any more: a reserved number is taken, and refers to nothing.
+ *
+ * A descriptor holds one reference to its file. Source: fs/file.c.
+ */
+import { EBADF, EINVAL, EMFILE, Errno } from "../../lib/errno.ts";
+import { KernelBug } from "../../lib/kernel_bug.ts";
+import { O_CLOEXEC } from "../../uapi/index.ts";
+import type { File } from "./file.ts";
+
+const RESERVED = "reserved";
+
+export class FdTable {
+  /** The owner's limits; only `nofile` is read. */
+  readonly rlimits: { nofile: number };
+  readonly #slots: (File | typeof RESERVED | undefined)[] = [];
+  readonly #cloexec: Set<number> = new Set();
+  /** No number below this is free. */
+  #hint = 0;
+  #open = 0;
+
+  constructor(rlimits: { nofile: number }) {
+    this.rlimits = rlimits;
+  }
+
+  /** Soft RLIMIT_NOFILE: descriptors are below it. */
+  get limit(): number {
+    return this.rlimits.nofile;
+  }
+
+  /** Descriptors that refer to a file. */
+  get size(): number {
+    return this.#open;
+  }
+
+  /** Reserves the lowest free number from `from`; EMFILE. `flags`: O_CLOEXEC or 0. */
+  getUnused(flags: number, from = 0): number | Errno {
+    let fd = Math.max(from, this.#hint);
+    while (this.#slots[fd] !== undefined) fd++;
+    if (fd >= this.limit) return EMFILE;
+    this.#slots[fd] = RESERVED;
+    if (from <= this.#hint) this.#hint = fd + 1;
+    this.#setCloexec(fd, (flags & O_CLOEXEC) !== 0);
+    return fd;
+  }
+
+  /** Makes a reserved number refer to `file`, whose reference it takes over. */
+  install(fd: number, file: File): void {
+    if (this.#slots[fd] !== RESERVED) throw new KernelBug(`fd ${fd} is not reserved`);
+    this.#slots[fd] = file;
+    this.#open++;
+    const { trace } = file.kernel;
+    if (trace.on) trace.emit({ type: "fs.install", fd, path: file.path, pid: file.kernel.fs.currentPid });
+  }
+
+  /** Gives a reserved number back. */
+  putUnused(fd: number): void {
+    if (this.#slots[fd] !== RESERVED) throw new KernelBug(`fd ${fd} is not reserved`);
+    this.#free(fd);
+  }
+
+  /** The file, with no reference taken: it lives while the descriptor does. EBADF; O_PATH files count as absent. */
+  get(fd: number): File | Errno {
+    const f = this.getRaw(fd);
+    return f instanceof Errno || f.isPath ? EBADF : f;
+  }
+
+  /** The same, and O_PATH files too. */
+  getRaw(fd: number): File | Errno {
+    const f = this.#slots[fd];
+    return f === undefined || f === RESERVED ? EBADF : f;
+  }
+
+  /** The file with a reference for the caller (fget). */
+  fget(fd: number): File | Errno {
+    const f = this.get(fd);
+    return f instanceof Errno ? f : f.get();
+  }
+
+  /** Takes the file out; its reference is the caller's to put. EBADF. */
+  take(fd: number): File | Errno {
+    const f = this.getRaw(fd);
+    if (f instanceof Errno) return f;
+    this.#open--;
+    this.#free(fd);
+    const { trace } = f.kernel;
+    if (trace.on) trace.emit({ type: "fs.close", fd, path: f.path, pid: f.kernel.fs.currentPid });
+    return f;
+  }
+
+  /** Makes `fd` refer to `file` (a reference is taken); what it referred to is returned for the caller to put. EBADF. */
+  replace(fd: number, file: File, flags: number): File | undefined | Errno {
+    if (fd < 0 || fd >= this.limit) return EBADF;
+    const old = this.#slots[fd];
+    this.#slots[fd] = file.get();
+    this.#setCloexec(fd, (flags & O_CLOEXEC) !== 0);
+    if (old === undefined || old === RESERVED) this.#open++;
+    return old === RESERVED ? undefined : old;
+  }
+
+  /** Copies a descriptor to the lowest free one from `from`. EINVAL when `from` is past the limit, EMFILE. */
+  dup(file: File, from: number, flags: number): number | Errno {
+    if (from < 0 || from >= this.limit) return EINVAL;
+    const fd = this.getUnused(flags, from);
+    if (fd instanceof Errno) return fd;
+    this.install(fd, file.get());
+    return fd;
+  }
+
+  cloexec(fd: number): boolean {
+    return this.#cloexec.has(fd);
+  }
+
+  setCloexec(fd: number, on: boolean): void {
+    this.#setCloexec(fd, on);
+  }
+
+  /** Takes out every file (those with O_CLOEXEC, when `cloexecOnly`), in order of number. */
+  takeAll(cloexecOnly = false): File[] {
+    const out: File[] = [];
+    for (let fd = 0; fd < this.#slots.length; fd++) {
+      if (cloexecOnly && !this.#cloexec.has(fd)) continue;
+      const f = this.take(fd);
+      if (!(f instanceof Errno)) out.push(f);
+    }
+    return out;
+  }
+
+  /** Open descriptors, in order. */
+  *[Symbol.iterator](): Generator<[fd: number, file: File], void, void> {
+    for (let fd = 0; fd < this.#slots.length; fd++) {
+      const f = this.#slots[fd];
+      if (f !== undefined && f !== RESERVED) yield [fd, f];
+    }
+  }
+
+  /** A child's table: the same files under the same numbers. */
+  fork(rlimits: { nofile: number }): FdTable {
+    const t = new FdTable(rlimits);
+    for (const [fd, file] of this) {
+      t.#slots[fd] = file.get();
+      t.#open++;
+      if (this.#cloexec.has(fd)) t.#cloexec.add(fd);
+    }
+    return t;
+  }
+
+  #setCloexec(fd: number, on: boolean): void {
+    if (on) this.#cloexec.add(fd);
+    else this.#cloexec.delete(fd);
+  }
+
+  #free(fd: number): void {
+    this.#slots[fd] = undefined;
+    this.#cloexec.delete(fd);
+    if (fd < this.#hint) this.#hint = fd;
+  }
+}

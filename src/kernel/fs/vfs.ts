@@ -1,0 +1,265 @@
+/**
+ * Files and processes of one kernel: their making, their counting, their paths.
+ *
+ * The last put of a file does not release it on the spot: it may happen under
+ * any lock. The release is left to the end of the running task's call (task
+ * work, the file put last goes first) or, where no task runs, to a worker.
+ *
+ * Paths are those that a client of this machine needs: device nodes,
+ * /proc/self/fd/N, and plain files below /tmp.
+ *
+ * Source: fs/file_table.c, fs/namei.c, fs/char_dev.c.
+ */
+import { EACCES, EEXIST, EISDIR, ENOENT, ENOTDIR, ENXIO, Errno } from "../../lib/errno.ts";
+import { KernelBug } from "../../lib/kernel_bug.ts";
+import type { Step } from "../../sched/task.ts";
+import { O_ACCMODE, O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NOCTTY, O_PATH, O_RDONLY, O_TRUNC } from "../../uapi/index.ts";
+import type { Kernel } from "../kernel.ts";
+import { AddressSpace } from "../mm/address_space.ts";
+import { Mm } from "../mm/mm.ts";
+import { PageCache } from "../mm/page_cache.ts";
+import { FdTable } from "./fd_table.ts";
+import { File, type FileOps, type FileStat } from "./file.ts";
+import { cacheFile } from "./memfd.ts";
+import { NULL_DEVICE } from "./null.ts";
+import { type Credentials, Process, type ProcessOptions, RLIM_INFINITY, ROOT_CAPABILITIES, type UserStruct } from "./process.ts";
+
+export interface DeviceNode {
+  readonly major: number;
+  readonly minor: number;
+  /** Permissions; default 0o600, root's alone. */
+  readonly mode?: number;
+  readonly ops: FileOps;
+  /** Called with the new file, which is not visible yet; an error refuses the open. */
+  open?(file: File): Step<Errno | undefined>;
+}
+
+export interface NewFile {
+  readonly flags: number;
+  readonly privateData?: unknown;
+  readonly path: string;
+}
+
+/** What F_GETFL does not show: consumed by open itself. */
+const OPEN_ONLY = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_CLOEXEC;
+const S_IFCHR = 0o020000;
+
+const PATH_OPS: FileOps = { name: "path" };
+
+export class Vfs {
+  /** Files that exist, those waiting for their release included. */
+  openFiles = 0;
+  /** Objects of struct mm. */
+  liveMms = 0;
+  /** Contexts of eventfds. */
+  eventfds = 0;
+  /** Files' page caches, files of /tmp included. */
+  pageCaches = 0;
+  readonly kernel: Kernel;
+  readonly processes: Map<number, Process> = new Map();
+  readonly users: Map<number, UserStruct> = new Map();
+  readonly devices: Map<string, DeviceNode> = new Map();
+  /** Path → content of the files below /tmp. */
+  readonly tmpfs: Map<string, PageCache> = new Map();
+  #nextPid = 1000;
+  #nextIno = 1024;
+  #nextEventfd = 0;
+  /** Files put where no task runs, in order. */
+  readonly #delayed: File[] = [];
+
+  constructor(kernel: Kernel) {
+    this.kernel = kernel;
+    this.registerDevice("/dev/null", NULL_DEVICE);
+  }
+
+  nextPid(): number {
+    return this.#nextPid++;
+  }
+
+  nextIno(): number {
+    return this.#nextIno++;
+  }
+
+  nextEventfdId(): number {
+    return this.#nextEventfd++;
+  }
+
+  /** Pid of the calling process, 0 in a kernel thread. */
+  get currentPid(): number {
+    return (this.kernel.sched.currentOrNone?.owner as Process | undefined)?.pid ?? 0;
+  }
+
+  /** The user of a uid, the same object each time. */
+  user(uid: number): UserStruct {
+    let u = this.users.get(uid);
+    if (u === undefined) {
+      u = { uid, lockedVm: 0 };
+      this.users.set(uid, u);
+    }
+    return u;
+  }
+
+  /** Pages charged to any user. */
+  get lockedVm(): number {
+    let n = 0;
+    for (const u of this.users.values()) n += u.lockedVm;
+    return n;
+  }
+
+  /** A process with no open files. By default root, 1024 descriptors, no limit on locked memory. */
+  createProcess(options: ProcessOptions = {}): Process {
+    const uid = options.uid ?? 0;
+    const creds: Credentials = {
+      uid,
+      user: this.user(uid),
+      capabilities: new Set(options.capabilities ?? (uid === 0 ? ROOT_CAPABILITIES : [])),
+    };
+    const rlimits = { nofile: options.nofile ?? 1024, memlock: options.memlock ?? RLIM_INFINITY };
+    const mm = new Mm(this.kernel, options.memory ?? new AddressSpace(this.kernel));
+    return new Process(this.kernel, options.name ?? "user", mm, new FdTable(rlimits), creds, rlimits);
+  }
+
+  /** A file with one reference, the caller's. */
+  newFile(ops: FileOps, { flags, privateData, path }: NewFile): File {
+    this.openFiles++;
+    return new File(this.kernel, ops, flags & ~OPEN_ONLY, privateData, path);
+  }
+
+  /** Puts a reference. The last one has the file released when the running call ends, or by a worker. */
+  fput(file: File): void {
+    if (!file.count.put()) return;
+    const task = this.kernel.sched.currentOrNone;
+    if (task !== undefined && task.owner !== undefined) {
+      task.taskWork.push(() => this.#release(file));
+      return;
+    }
+    this.#delayed.push(file);
+    if (this.#delayed.length === 1) this.kernel.sched.spawn("delayed_fput", () => this.#releaseDelayed());
+  }
+
+  /** Puts a reference and, if it was the last, releases the file before it returns. Holds no lock. */
+  *fputSync(file: File): Step<void> {
+    if (file.count.put()) yield* this.#release(file);
+  }
+
+  /** Runs the running task's deferred work now. Holds no lock. */
+  *flushTaskWork(): Step<void> {
+    const { taskWork } = this.kernel.sched.current;
+    for (let work = taskWork.splice(0); work.length > 0; work = taskWork.splice(0)) {
+      for (const w of work.reverse()) yield* w();
+    }
+  }
+
+  /** A node in /dev; opening it calls `device.open`. */
+  registerDevice(path: string, device: DeviceNode): void {
+    if (this.devices.has(path)) throw new KernelBug(`${path} is registered already`);
+    this.devices.set(path, device);
+  }
+
+  /** The node goes; files that are open stay. */
+  unregisterDevice(path: string): void {
+    if (!this.devices.delete(path)) throw new KernelBug(`${path} is not registered`);
+  }
+
+  /** Opens a path for the current process; a file with one reference. */
+  *openPath(path: string, flags: number, mode = 0o600): Step<File | Errno> {
+    const proc = /^\/proc\/(?:self|\d+)\/fd\/(\d+)$/.exec(path);
+    if (proc !== null) return this.#reopen(Number(proc[1]), flags);
+    const device = this.devices.get(path);
+    if (device !== undefined) return yield* this.#openDevice(path, device, flags);
+    if (/^\/tmp\/[^/]+$/.test(path)) return this.#openTmp(path, flags, mode);
+    if (isDirectory(path, this.devices)) return (flags & (O_ACCMODE | O_CREAT)) !== 0 && (flags & O_PATH) === 0 ? EISDIR : EACCES;
+    return ENOENT;
+  }
+
+  /** Forgets a file below /tmp (unlink). ENOENT. */
+  unlink(path: string): Errno | undefined {
+    const cache = this.tmpfs.get(path);
+    if (cache === undefined) return ENOENT;
+    this.tmpfs.delete(path);
+    cache.put();
+    return undefined;
+  }
+
+  *#openDevice(path: string, device: DeviceNode, flags: number): Step<File | Errno> {
+    if ((flags & O_DIRECTORY) !== 0) return ENOTDIR;
+    if ((flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0) return EEXIST;
+    if ((flags & O_PATH) !== 0) return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), path });
+    if (!this.#mayOpen(device.mode ?? 0o600, flags)) return EACCES;
+    const file = this.newFile(device.ops, { flags, path });
+    const error = device.open === undefined ? undefined : yield* device.open(file);
+    if (error !== undefined) {
+      // Never opened, so never released: the file only stops to exist.
+      this.openFiles--;
+      return error;
+    }
+    if (this.kernel.trace.on) this.kernel.trace.emit({ type: "fs.open", path, flags });
+    return file;
+  }
+
+  /** stat of a device node that is open. */
+  deviceStat(path: string): FileStat | undefined {
+    const d = this.devices.get(path);
+    return d === undefined ? undefined : { mode: S_IFCHR | (d.mode ?? 0o600), rdev: (d.major << 8) | d.minor };
+  }
+
+  #openTmp(path: string, flags: number, mode: number): File | Errno {
+    let cache = this.tmpfs.get(path);
+    if (cache === undefined) {
+      if ((flags & O_CREAT) === 0 || (flags & O_PATH) !== 0) return ENOENT;
+      cache = new PageCache(this.kernel, path);
+      cache.mode = mode & 0o777;
+      this.tmpfs.set(path, cache);
+    } else if ((flags & O_PATH) === 0) {
+      if ((flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0) return EEXIST;
+      if ((flags & O_DIRECTORY) !== 0) return ENOTDIR;
+      if (!this.#mayOpen(cache.mode, flags)) return EACCES;
+    }
+    if ((flags & O_PATH) !== 0) return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), path });
+    if ((flags & O_TRUNC) !== 0) cache.truncate(0n);
+    if (this.kernel.trace.on) this.kernel.trace.emit({ type: "fs.open", path, flags });
+    return cacheFile(cache.get(), flags, path);
+  }
+
+  #reopen(fd: number, flags: number): File | Errno {
+    const of = this.kernel.current.files.getRaw(fd);
+    if (of instanceof Errno) return ENOENT;
+    if ((flags & O_PATH) !== 0) return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), path: of.path });
+    const file = of.ops.reopen?.(of, flags) ?? ENXIO;
+    if (!(file instanceof Errno) && this.kernel.trace.on) this.kernel.trace.emit({ type: "fs.open", path: of.path, flags });
+    return file;
+  }
+
+  #mayOpen(mode: number, flags: number): boolean {
+    const p = this.kernel.current;
+    if (p.creds.uid === 0 || p.capable("CAP_DAC_OVERRIDE")) return true;
+    const access = flags & O_ACCMODE;
+    const want = access === O_RDONLY ? 4 : access === 1 ? 2 : 6;
+    return (mode & want) === want;
+  }
+
+  *#release(file: File): Step<void> {
+    const { trace } = this.kernel;
+    if (trace.on) trace.emit({ type: "fs.release", path: file.path });
+    try {
+      if (file.ops.release !== undefined) yield* file.ops.release(file);
+    } finally {
+      this.openFiles--;
+    }
+  }
+
+  *#releaseDelayed(): Step<void> {
+    for (let f = this.#delayed[0]; f !== undefined; f = this.#delayed[0]) {
+      yield* this.#release(f);
+      this.#delayed.shift();
+    }
+  }
+}
+
+/** `/dev`, `/dev/vfio`, `/tmp`…: a directory on the way to something that exists. */
+function isDirectory(path: string, devices: Map<string, DeviceNode>): boolean {
+  const prefix = path.endsWith("/") ? path : `${path}/`;
+  if (prefix === "/" || prefix === "/tmp/" || prefix === "/proc/") return true;
+  for (const p of devices.keys()) if (p.startsWith(prefix)) return true;
+  return false;
+}

@@ -1,0 +1,272 @@
+/**
+ * RAM, page by page.
+ *
+ * A frame is named by its page frame number. It is free, or it is live with a
+ * count of references; a pin is a reference that is also counted apart, so that
+ * what DMA may still reach is known exactly. The bytes of a frame are made when
+ * they are first written: a frame nobody wrote reads as zeros.
+ *
+ * A frame may be backed by something else (a page of another process): then
+ * reads and writes go there, and there are no bytes here.
+ *
+ * Frames come from ranges that the machine declares. Allocation is from the
+ * bottom up, then the frame that was freed last: the same calls give the same
+ * numbers.
+ *
+ * Invariants: refs ≥ pins for every frame; `live` is the number of frames with
+ * a reference, `pinned` the sum of all pins.
+ */
+
+import { hex, PAGE_SIZE, type Pfn, type PhysAddr, physAddr } from "../../lib/addr.ts";
+import { ENOMEM, Errno } from "../../lib/errno.ts";
+import { KernelBug } from "../../lib/kernel_bug.ts";
+import type { Kernel } from "../kernel.ts";
+
+/** What holds a frame's bytes in place of this module. `offset` and the length stay within one page. */
+export interface FrameBacking {
+  /** False when nothing answers (the owner is gone); `dst` is then unspecified. */
+  read(offset: number, dst: Uint8Array): boolean;
+  write(offset: number, src: Uint8Array): boolean;
+  /** The last reference is gone. */
+  release?(): void;
+}
+
+interface FrameRange {
+  readonly first: number;
+  readonly count: number;
+  /** Index of the first frame in the arrays. */
+  readonly index: number;
+}
+
+/** RAM of a machine that declares none: 4 GiB, from 4 GiB up. */
+const DEFAULT_BASE: PhysAddr = physAddr(0x1_0000_0000n);
+const DEFAULT_LENGTH = 0x1_0000_0000n;
+
+export class FrameAllocator {
+  /** Frames with at least one reference. */
+  live = 0;
+  /** Pins, over all frames. */
+  pinned = 0;
+  /** Accesses to a frame of RAM that nobody owned: each is a use after free by whoever made it. */
+  strayAccesses = 0;
+  /** When 0, the next allocation fails with ENOMEM; counts down at each one. Undefined: never. */
+  failAfter: number | undefined = undefined;
+  readonly #kernel: Kernel;
+  readonly #ranges: FrameRange[] = [];
+  #total = 0;
+  /** Frames below this index were handed out at least once. */
+  #fresh = 0;
+  /** Indexes of freed frames; the last one goes first. */
+  readonly #free: number[] = [];
+  #refs: Int32Array = new Int32Array(64);
+  #pins: Int32Array = new Int32Array(64);
+  readonly #bytes: (Uint8Array | FrameBacking | undefined)[] = [];
+
+  constructor(kernel: Kernel) {
+    this.#kernel = kernel;
+  }
+
+  /** Declares frames; `PhysMap.addRam` calls this. */
+  addRange(first: Pfn, count: number): void {
+    this.#ranges.push({ first, count, index: this.#total });
+    this.#total += count;
+  }
+
+  /** Frames declared. */
+  get total(): number {
+    return this.#total;
+  }
+
+  /** True when `pfn` is RAM, live or free. */
+  isRam(pfn: Pfn): boolean {
+    return this.#indexOf(pfn) >= 0;
+  }
+
+  /** A frame of zeros with one reference. Throws `KernelBug` when RAM is exhausted; see `tryAlloc`. */
+  alloc(backing?: FrameBacking): Pfn {
+    const pfn = this.tryAlloc(backing);
+    if (pfn instanceof Errno) throw new KernelBug("out of memory");
+    return pfn;
+  }
+
+  /** The same; ENOMEM when RAM is exhausted. */
+  tryAlloc(backing?: FrameBacking): Pfn | Errno {
+    if (this.#mustFail()) return ENOMEM;
+    let i = this.#free.pop();
+    if (i === undefined) {
+      if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
+      if (this.#fresh >= this.#total) return ENOMEM;
+      i = this.#fresh++;
+      this.#grow(this.#fresh);
+    }
+    this.#refs[i] = 1;
+    this.#bytes[i] = backing;
+    this.live++;
+    return this.#pfnAt(i);
+  }
+
+  /**
+   * 2^order adjacent frames, naturally aligned, each with one reference (each
+   * is put on its own). ENOMEM when no run is left that was never used.
+   */
+  allocContiguous(order: number): Pfn | Errno {
+    if (order === 0) return this.tryAlloc();
+    if (this.#mustFail()) return ENOMEM;
+    if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
+    const n = 2 ** order;
+    for (const r of this.#ranges) {
+      const from = Math.max(r.index, this.#fresh);
+      const first = r.first + (from - r.index);
+      const aligned = Math.ceil(first / n) * n;
+      const i = r.index + (aligned - r.first);
+      if (i + n > r.index + r.count) continue;
+      for (let skipped = this.#fresh; skipped < i; skipped++) this.#free.push(skipped);
+      this.#fresh = i + n;
+      this.#grow(this.#fresh);
+      this.#refs.fill(1, i, i + n);
+      this.live += n;
+      return aligned as Pfn;
+    }
+    return ENOMEM;
+  }
+
+  /** One more reference to a live frame. */
+  get(pfn: Pfn): void {
+    const i = this.#liveIndex(pfn, "get");
+    this.#refs[i] = (this.#refs[i] as number) + 1;
+  }
+
+  /** Drops one; the last frees the frame and forgets its bytes. */
+  put(pfn: Pfn): void {
+    const i = this.#liveIndex(pfn, "put");
+    const refs = (this.#refs[i] as number) - 1;
+    if (refs < (this.#pins[i] as number)) throw new KernelBug(`frame ${hex(pfn)}: a reference of a pin is put`);
+    this.#refs[i] = refs;
+    if (refs > 0) return;
+    const b = this.#bytes[i];
+    this.#bytes[i] = undefined;
+    this.live--;
+    this.#free.push(i);
+    if (b !== undefined && !(b instanceof Uint8Array)) b.release?.();
+  }
+
+  /** One more pin, and the reference that goes with it. */
+  pin(pfn: Pfn): void {
+    const i = this.#liveIndex(pfn, "pin");
+    this.#refs[i] = (this.#refs[i] as number) + 1;
+    this.#pins[i] = (this.#pins[i] as number) + 1;
+    this.pinned++;
+  }
+
+  /** Undoes one `pin`. */
+  unpin(pfn: Pfn): void {
+    const i = this.#liveIndex(pfn, "unpin");
+    const pins = this.#pins[i] as number;
+    if (pins === 0) throw new KernelBug(`frame ${hex(pfn)}: unpin of a frame without pins`);
+    this.#pins[i] = pins - 1;
+    this.pinned--;
+    this.put(pfn);
+  }
+
+  /** References, pins included; 0 for a free frame. */
+  refs(pfn: Pfn): number {
+    const i = this.#indexOf(pfn);
+    return i < 0 ? 0 : (this.#refs[i] ?? 0);
+  }
+
+  pins(pfn: Pfn): number {
+    const i = this.#indexOf(pfn);
+    return i < 0 ? 0 : (this.#pins[i] ?? 0);
+  }
+
+  /** The frame's bytes themselves, made now if need be. Throws `KernelBug` when something else backs it. */
+  bytes(pfn: Pfn): Uint8Array {
+    const i = this.#liveIndex(pfn, "bytes");
+    const b = this.#bytes[i];
+    if (b instanceof Uint8Array) return b;
+    if (b !== undefined) throw new KernelBug(`frame ${hex(pfn)} is backed elsewhere: use readFrame and writeFrame`);
+    const made = new Uint8Array(PAGE_SIZE);
+    this.#bytes[i] = made;
+    return made;
+  }
+
+  /** Hands a live frame's bytes to `backing`, which must hold the same content already. */
+  adopt(pfn: Pfn, backing: FrameBacking): void {
+    this.#bytes[this.#liveIndex(pfn, "adopt")] = backing;
+  }
+
+  /** Reads within one page. False when the backing does not answer. */
+  readFrame(pfn: Pfn, offset: number, dst: Uint8Array): boolean {
+    const i = this.#indexOf(pfn);
+    const b = i < 0 ? undefined : this.#bytes[i];
+    if (b instanceof Uint8Array) {
+      dst.set(b.subarray(offset, offset + dst.length));
+      return true;
+    }
+    if (b !== undefined) return b.read(offset, dst);
+    if (i < 0 || (this.#refs[i] ?? 0) === 0) this.#stray(pfn, false);
+    dst.fill(0);
+    return true;
+  }
+
+  /** Writes within one page. */
+  writeFrame(pfn: Pfn, offset: number, src: Uint8Array): boolean {
+    const i = this.#indexOf(pfn);
+    const b = i < 0 ? undefined : this.#bytes[i];
+    if (b instanceof Uint8Array) {
+      b.set(src, offset);
+      return true;
+    }
+    if (b !== undefined) return b.write(offset, src);
+    if (i < 0 || (this.#refs[i] ?? 0) === 0) {
+      // The next owner gets zeros all the same: what is broken is counted, not spread.
+      this.#stray(pfn, true);
+      return true;
+    }
+    this.bytes(pfn).set(src, offset);
+    return true;
+  }
+
+  #mustFail(): boolean {
+    if (this.failAfter === undefined) return false;
+    return this.failAfter-- <= 0;
+  }
+
+  #stray(pfn: Pfn, write: boolean): void {
+    this.strayAccesses++;
+    const { trace } = this.#kernel;
+    if (trace.on) trace.emit({ type: "mm.stray", pfn, write });
+  }
+
+  #liveIndex(pfn: Pfn, what: string): number {
+    const i = this.#indexOf(pfn);
+    if (i < 0 || (this.#refs[i] ?? 0) === 0) throw new KernelBug(`frame ${hex(pfn)}: ${what} of a frame that is not live`);
+    return i;
+  }
+
+  #indexOf(pfn: Pfn): number {
+    for (const r of this.#ranges) {
+      const at = pfn - r.first;
+      if (at >= 0 && at < r.count) return r.index + at;
+    }
+    return -1;
+  }
+
+  #pfnAt(index: number): Pfn {
+    for (const r of this.#ranges) {
+      if (index < r.index + r.count) return (r.first + index - r.index) as Pfn;
+    }
+    throw new KernelBug(`no frame of index ${index}`);
+  }
+
+  #grow(count: number): void {
+    if (count <= this.#refs.length) return;
+    const n = Math.max(count, this.#refs.length * 2);
+    const refs = new Int32Array(n);
+    refs.set(this.#refs);
+    this.#refs = refs;
+    const pins = new Int32Array(n);
+    pins.set(this.#pins);
+    this.#pins = pins;
+  }
+}
