@@ -215,15 +215,18 @@ export class RwSem extends Lock {
 export class WwAcquireCtx {
   /** Smaller is older, and older wins. */
   readonly stamp: number;
+  /** Locks held under it. */
+  acquired = 0;
   constructor(stamp: number) {
     this.stamp = stamp;
   }
 }
 
 /**
- * A mutex of a wait/die class: a younger context that meets a lock held by an
- * older one gets EDEADLK, releases all it has and starts again. Without a
- * context it is a plain mutex. Source: Documentation/locking/ww-mutex-design.
+ * A mutex of a wait/die class: a younger context that has locks already and
+ * meets one held by an older context gets EDEADLK, releases all it has and
+ * starts again with the contended lock, for which it waits. Without a context
+ * it is a plain mutex. Source: Documentation/locking/ww-mutex-design.
  */
 export class WwMutex extends Lock {
   #owner: Task | undefined = undefined;
@@ -237,12 +240,16 @@ export class WwMutex extends Lock {
     if (ctx !== undefined && this.#ctx === ctx) return EALREADY;
     s.lockdep.acquire(task, this, ctx !== undefined);
     while (this.#owner !== undefined) {
-      if (ctx !== undefined && this.#ctx !== undefined && ctx.stamp > this.#ctx.stamp) return EDEADLK;
+      if (ctx !== undefined && ctx.acquired > 0 && this.#ctx !== undefined && ctx.stamp > this.#ctx.stamp) {
+        this.left(task);
+        return EDEADLK;
+      }
       yield this.wait(task);
     }
     if (this.waiters !== undefined) this.left(task);
     this.#owner = task;
     this.#ctx = ctx;
+    if (ctx !== undefined) ctx.acquired++;
     this.note(task, "write", false);
     return undefined;
   }
@@ -260,6 +267,7 @@ export class WwMutex extends Lock {
     const task = this.sched.current;
     if (this.#owner !== task) throw new KernelBug(`${task.name} releases ${this.name}, held by ${this.#owner?.name ?? "nobody"}`);
     this.#owner = undefined;
+    if (this.#ctx !== undefined) this.#ctx.acquired--;
     this.#ctx = undefined;
     this.forget(task);
     this.wakeAll();

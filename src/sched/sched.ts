@@ -120,14 +120,13 @@ export class Sched {
         return;
       }
       if (body !== task.workBody) task.result = r.value;
-      const work = task.taskWork;
-      if (work.length > 0) {
+      if (task.held.length > 0) {
+        throw new KernelBug(`${task.name} returns with ${task.held.map((h) => h.lock.name).join(", ")} held`);
+      }
+      if (task.taskWork.length > 0) {
         task.workBody = runWork(task);
         task.body = task.workBody;
         return;
-      }
-      if (task.held.length > 0) {
-        throw new KernelBug(`${task.name} returns with ${task.held.map((h) => h.lock.name).join(", ")} held`);
       }
       this.#finish(task, "done");
     } catch (e) {
@@ -190,6 +189,16 @@ export class Sched {
     task.blockedOn = undefined;
     this.#enqueue(task);
     this.observer?.woken?.(task);
+  }
+
+  /**
+   * Sends `task` a signal: an interruptible wait ends with EINTR, any other
+   * looks at its condition and goes on waiting. The signal is taken when the
+   * call returns.
+   */
+  interrupt(task: Task): void {
+    task.signalled = true;
+    this.wake(task);
   }
 
   /** Lets others run. */
@@ -272,6 +281,7 @@ export class Sched {
     task.body = undefined;
     task.workBody = undefined;
     task.point = undefined;
+    task.signalled = false;
     this.#live.delete(task);
     this.observer?.finished?.(task);
   }
@@ -279,6 +289,9 @@ export class Sched {
 
 const isFailed = (task: Task): boolean => task.state === "failed";
 
+/** What was deferred last runs first, and what that defers comes after all of it: as Linux runs task work. */
 function* runWork(task: Task): Step<void> {
-  for (let work = task.taskWork.shift(); work !== undefined; work = task.taskWork.shift()) yield* work();
+  for (let work = task.taskWork.splice(0); work.length > 0; work = task.taskWork.splice(0)) {
+    for (const w of work.reverse()) yield* w();
+  }
 }

@@ -62,6 +62,39 @@ export class Completion extends Waitable {
     this.unpark();
     this.#done--;
   }
+
+  /** The same for at most `ns` of virtual time; false when it was over first. */
+  *waitTimeout(ns: number): Step<boolean> {
+    let over = false;
+    const timer = this.sched.timer(ns, () => {
+      over = true;
+      this.wakeWaiters();
+    });
+    while (this.#done === 0 && !over) yield this.park();
+    timer.cancel();
+    this.unpark();
+    if (this.#done === 0) return false;
+    this.#done--;
+    return true;
+  }
+
+  /** The same, where a signal ends the wait too: EINTR. */
+  *waitTimeoutInterruptible(ns: number): Step<boolean | Errno> {
+    const task = this.sched.current;
+    let over = false;
+    const timer = this.sched.timer(ns, () => {
+      over = true;
+      this.wakeWaiters();
+    });
+    while (this.#done === 0 && !over && !task.signalled) yield this.park();
+    timer.cancel();
+    this.unpark();
+    if (this.#done > 0) {
+      this.#done--;
+      return true;
+    }
+    return over ? false : EINTR;
+  }
 }
 
 /** Tasks that wait for a condition which others may make true. */

@@ -9,7 +9,7 @@
  * Source: fs/{open,read_write,ioctl,fcntl,select,stat}.c, mm/mmap.c.
  */
 import { U64_MAX } from "../../lib/addr.ts";
-import { EBADF, EFAULT, EINTR, EINVAL, ENODEV, ENOIOCTLCMD, ENOTTY, Errno, ESPIPE } from "../../lib/errno.ts";
+import { EBADF, EFAULT, EINVAL, ENODEV, ENOIOCTLCMD, ENOTTY, Errno, ESPIPE } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { WaitQueue } from "../../sched/wait.ts";
 import {
@@ -217,56 +217,43 @@ export class Syscalls {
    */
   *poll(entries: PollEntry[], timeoutMs: number): Step<number | Errno> {
     const { files, kernel } = this.#process;
-    const task = kernel.sched.current;
-    const held: File[] = [];
-    let queue: WaitQueue | undefined;
-    const wake = (): void => queue?.wakeUp();
-    let timer: { cancel(): void } | undefined;
+    const of: (File | undefined)[] = entries.map((e) => {
+      const f = e.fd < 0 ? EBADF : files.fget(e.fd);
+      return f instanceof Errno ? undefined : f;
+    });
+    const look = (): number => {
+      let ready = 0;
+      entries.forEach((e, i) => {
+        const f = of[i];
+        if (f === undefined) e.revents = e.fd < 0 ? 0 : POLLNVAL;
+        else e.revents = (f.ops.poll?.(f) ?? DEFAULT_POLL) & (e.events | POLLERR | POLLHUP);
+        if (e.revents !== 0) ready++;
+      });
+      return ready;
+    };
+    let ready = look();
     let over = timeoutMs === 0;
+    const queue = new WaitQueue(kernel.sched, "poll");
+    const wake = (): void => queue.wakeUp();
+    const timer =
+      timeoutMs > 0 && ready === 0
+        ? kernel.sched.timer(timeoutMs * 1e6, () => {
+            over = true;
+            wake();
+          })
+        : undefined;
     try {
-      for (const e of entries) {
-        const f = e.fd < 0 ? EBADF : files.fget(e.fd);
-        if (!(f instanceof Errno)) held.push(f);
-      }
-      const look = (): number => {
-        let ready = 0;
-        let at = 0;
-        for (const e of entries) {
-          e.revents = 0;
-          if (e.fd < 0) continue;
-          const f = held[at];
-          if (f === undefined || files.get(e.fd) !== f) {
-            // Closed meanwhile by another thread, the entry keeps its file; never open, it has none.
-            if (f === undefined || files.get(e.fd) instanceof Errno) e.revents = POLLNVAL;
-          } else {
-            at++;
-            e.revents = (f.ops.poll?.(f) ?? DEFAULT_POLL) & (e.events | POLLERR | POLLHUP);
-          }
-          if (e.revents !== 0) ready++;
-        }
-        return ready;
-      };
-      let ready = look();
       if (ready > 0 || over) return ready;
-      queue = new WaitQueue(kernel.sched, "poll");
-      for (const f of held) f.pollQueue.add(wake);
-      if (timeoutMs > 0) {
-        timer = kernel.sched.timer(timeoutMs * 1e6, () => {
-          over = true;
-          wake();
-        });
-      }
-      for (;;) {
-        const e = yield* queue.waitEventInterruptible(() => {
-          ready = look();
-          return ready > 0 || over;
-        });
-        if (e !== undefined && !task.signalled) continue;
-        return e === undefined ? ready : EINTR;
-      }
+      for (const f of of) f?.pollQueue.add(wake);
+      const e = yield* queue.waitEventInterruptible(() => {
+        ready = look();
+        return ready > 0 || over;
+      });
+      return e ?? ready;
     } finally {
       timer?.cancel();
-      for (const f of held) {
+      for (const f of of) {
+        if (f === undefined) continue;
         f.pollQueue.remove(wake);
         kernel.fs.fput(f);
       }
