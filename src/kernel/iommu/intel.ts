@@ -82,7 +82,10 @@ export function ecapRegister(d: IommuDescription): bigint {
   if (d.interruptRemapping !== false) ecap |= ECAP_IR;
   if (d.snoopControl === true) ecap |= ECAP_SC;
   const scalable = d.kind !== "intel-legacy";
-  if (d.coherentWalk === true) ecap |= scalable ? ECAP_C | ECAP_SMPWC : ECAP_C;
+  if (d.coherentWalk === true) {
+    if (d.kind !== "intel-first-stage") ecap |= ECAP_C;
+    if (scalable) ecap |= ECAP_SMPWC;
+  }
   if (!scalable) return ecap;
   ecap |= ECAP_SMTS;
   if (d.kind === "intel-first-stage") ecap |= ECAP_FSTS;
