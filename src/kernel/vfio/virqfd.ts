@@ -6,7 +6,7 @@
  * in a worker. The eventfd's last close ends it.
  * Source: drivers/vfio/virqfd.c.
  */
-import { Errno } from "../../lib/errno.ts";
+import { EBUSY, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { type EventfdCtx, eventfdCtxFromFd } from "../fs/eventfd.ts";
 import type { Kernel } from "../kernel.ts";
@@ -25,10 +25,18 @@ export class Virqfd {
     this.#thread = thread;
   }
 
-  /** Listens to descriptor `fd` of the current process; an eventfd that is already signalled counts at once. EBADF, EINVAL. */
-  static enable(kernel: Kernel, fd: number, handler: () => boolean, thread: () => Step<void>): Virqfd | Errno {
+  /**
+   * Listens to descriptor `fd` of the current process; an eventfd that is
+   * already signalled counts at once. EBADF, EINVAL; EBUSY when `busy`: one is
+   * there already, which is looked at after the descriptor.
+   */
+  static enable(kernel: Kernel, fd: number, busy: boolean, handler: () => boolean, thread: () => Step<void>): Virqfd | Errno {
     const ctx = eventfdCtxFromFd(kernel.current, fd);
     if (ctx instanceof Errno) return ctx;
+    if (busy) {
+      ctx.put();
+      return EBUSY;
+    }
     const v = new Virqfd(kernel, ctx, handler, thread);
     ctx.pollQueue.add(v.#wakeup);
     if (ctx.count > 0n) v.#run();

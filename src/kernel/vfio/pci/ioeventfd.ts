@@ -70,7 +70,7 @@ export function* vfioPciIoctlIoeventfd(vdev: VfioPciCoreDevice, arg: bigint): St
     const later = function* (): Step<void> {
       yield* vfioPciIo(vdev, testMem, bar, Number(pos), value, true);
     };
-    const virqfd = Virqfd.enable(vdev.kernel, fd, now, later);
+    const virqfd = Virqfd.enable(vdev.kernel, fd, false, now, later);
     if (virqfd instanceof Errno) return virqfd;
     vdev.ioeventfds.push({ bar, pos, data, count, virqfd });
     return 0;

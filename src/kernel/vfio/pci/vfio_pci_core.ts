@@ -41,6 +41,8 @@ export const PCI_ROM_RESOURCE = 6;
 /** A region's number is in the bits of a file offset from this one on. */
 export const REGION_SHIFT = 40n;
 export const REGION_MASK: bigint = (1n << REGION_SHIFT) - 1n;
+/** `msixBar` of a function without MSI-X. */
+export const NO_MSIX_BAR = 0xff;
 /** `irqType` while no interrupt is set up. */
 export const IRQ_TYPE_NONE = -1;
 
@@ -86,8 +88,8 @@ export class VfioPciCoreDevice {
   readonly rbar: Uint32Array = new Uint32Array(7);
   msiPerm: PermBits | undefined = undefined;
   msiQmax = 0;
-  /** BAR of the MSI-X table, 0xff for none; its bytes in that BAR. */
-  msixBar = 0xff;
+  /** BAR of the MSI-X table, and the table's bytes in that BAR. */
+  msixBar: number = NO_MSIX_BAR;
   msixOffset = 0;
   msixSize = 0;
 
@@ -118,6 +120,11 @@ export class VfioPciCoreDevice {
   /** Told when the device wakes by itself; ML. */
   pmWakeEventfd: EventfdCtx | undefined = undefined;
   pmIntxMasked = false;
+  /** Module parameters, as they were when it was bound. */
+  disableIdleD3 = false;
+  nointxmask = false;
+  /** Enabling VFs goes through this driver. */
+  sriovConfigured = false;
   /** VFs are enabled: the function must stay in D0; ML(W) to set. */
   sriovActive = false;
   /** A physical function's token, and the physical function of a virtual one. */

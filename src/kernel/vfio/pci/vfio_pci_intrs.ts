@@ -10,7 +10,7 @@
  * Lock order: igate → ML (vectors are programmed with decode on).
  * Source: vfio_pci_intrs.c.
  */
-import { EBUSY, EINVAL, ENODEV, ENOTTY, Errno } from "../../../lib/errno.ts";
+import { EINVAL, ENODEV, ENOTTY, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import { PCI_INTERRUPT_PIN, PCI_MSI_FLAGS, PCI_MSI_FLAGS_QMASK, PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_QSIZE } from "../../../uapi/pci_regs.ts";
@@ -221,12 +221,8 @@ function setUnmaskEventfd(vdev: VfioPciCoreDevice, fd: number): Errno | undefine
   const resend = function* (): Step<void> {
     sendIntx(vdev);
   };
-  const v = Virqfd.enable(vdev.kernel, fd, () => intxUnmask(vdev), resend);
+  const v = Virqfd.enable(vdev.kernel, fd, ctx.unmask !== undefined, () => intxUnmask(vdev), resend);
   if (v instanceof Errno) return v;
-  if (ctx.unmask !== undefined) {
-    v.disable();
-    return EBUSY;
-  }
   ctx.unmask = v;
   return undefined;
 }
