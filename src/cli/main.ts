@@ -1,0 +1,49 @@
+#!/usr/bin/env node
+/** The command line: each verb is a module of its own, loaded when it is called. */
+import { readFileSync } from "node:fs";
+import { Command, CommanderError } from "commander";
+
+const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string };
+
+const program = new Command("barlink")
+  .description("VFIO, iommufd and dma-buf peer-to-peer memory, as Linux does it, with no IOMMU, no device and no root")
+  .version(version)
+  .showHelpAfterError("(barlink --help lists the commands)")
+  .exitOverride();
+
+program
+  .command("tour")
+  .description("export a BAR, map it over the private interconnect, DMA into it, reset it, and see it revoked")
+  .option("--machine <file>", "machine description to boot (JSON)")
+  .option("--trace", "print every event of the kernel as it happens")
+  .action(async (options: { machine?: string; trace?: boolean }) => {
+    const { tour } = await import("./tour.ts");
+    process.exitCode = tour(options);
+  });
+
+const machine = program.command("machine").description("machine descriptions");
+machine
+  .command("check")
+  .description("validate a description, boot it, and list what is in it")
+  .argument("<file>", "machine description (JSON), or the name of one that comes with barlink")
+  .action(async (file: string) => {
+    const { checkMachine } = await import("./machine.ts");
+    process.exitCode = checkMachine(file);
+  });
+machine
+  .command("schema")
+  .description("print the JSON Schema of machine descriptions")
+  .action(async () => {
+    const { printSchema } = await import("./machine.ts");
+    printSchema();
+  });
+
+try {
+  await program.parseAsync();
+} catch (e) {
+  if (e instanceof CommanderError) process.exitCode = e.exitCode === 0 ? 0 : 2;
+  else if (e instanceof Error && (e.name === "MachineError" || e.name === "UsageError")) {
+    process.stderr.write(`barlink: ${e.message}\n`);
+    process.exitCode = 2;
+  } else throw e;
+}
