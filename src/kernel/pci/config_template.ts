@@ -21,12 +21,12 @@ import {
   PCI_AF_CTRL,
   PCI_BASE_ADDRESS_0,
   PCI_BRIDGE_CONTROL,
+  PCI_CACHE_LINE_SIZE,
   PCI_CAP_ID_AF,
   PCI_CAP_ID_EXP,
   PCI_CAP_ID_MSI,
   PCI_CAP_ID_MSIX,
   PCI_CAP_ID_PM,
-  PCI_CACHE_LINE_SIZE,
   PCI_CAPABILITY_LIST,
   PCI_CLASS_REVISION,
   PCI_COMMAND,
@@ -366,9 +366,15 @@ class TemplateBuilder {
     this.#u32(off + PCI_EXP_DEVCAP, PCI_EXP_DEVCAP_RBER | (e.flr === true ? PCI_EXP_DEVCAP_FLR : 0));
     this.#writable(off + PCI_EXP_DEVCTL, 2, 0x7fff, Effect.flr);
     this.w1c[off + PCI_EXP_DEVSTA] = 0x0f;
-    this.#u32(off + PCI_EXP_LNKCAP, LINK_SPEED_16GT_X1 | (this.port === undefined || this.port === "upstream-port" ? 0 : PCI_EXP_LNKCAP_DLLLARC));
+    this.#u32(
+      off + PCI_EXP_LNKCAP,
+      LINK_SPEED_16GT_X1 | (this.port === undefined || this.port === "upstream-port" ? 0 : PCI_EXP_LNKCAP_DLLLARC),
+    );
     this.#writable(off + PCI_EXP_LNKCTL, 2, 0x0fff);
-    this.#u16(off + PCI_EXP_LNKSTA, LINK_SPEED_16GT_X1 | (this.port === undefined || this.port === "upstream-port" ? 0 : PCI_EXP_LNKSTA_DLLLA));
+    this.#u16(
+      off + PCI_EXP_LNKSTA,
+      LINK_SPEED_16GT_X1 | (this.port === undefined || this.port === "upstream-port" ? 0 : PCI_EXP_LNKSTA_DLLLA),
+    );
     this.#writable(off + PCI_EXP_DEVCTL2, 2, 0xffff);
     this.#writable(off + PCI_EXP_LNKCTL2, 2, 0xffff);
   }

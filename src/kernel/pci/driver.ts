@@ -9,7 +9,7 @@
  * Lock order: device lock, then whatever the driver takes.
  * Source: drivers/pci/pci-driver.c, drivers/base/dd.c.
  */
-import { EBUSY, ENODEV, Errno } from "../../lib/errno.ts";
+import { EBUSY, ENODEV, type Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import type { PciDev } from "./pci_dev.ts";
 
@@ -67,7 +67,7 @@ export function driverMatches(driver: PciDriver, dev: PciDev): boolean {
 /** ENODEV: it does not match, or the device is gone; EBUSY: another driver has it, or user space its group. */
 export function* bindDriver(dev: PciDev, driver: PciDriver): Step<Errno | undefined> {
   if (!driverMatches(driver, dev)) return ENODEV;
-  yield* dev.lock.lock();
+  yield* dev.lock.lock(true);
   try {
     return yield* probeLocked(dev, driver);
   } finally {
@@ -79,8 +79,8 @@ function* probeLocked(dev: PciDev, driver: PciDriver): Step<Errno | undefined> {
   if (dev.removed) return ENODEV;
   if (dev.driver !== undefined) return EBUSY;
   if (driver.driverManagedDma !== true) {
-    const claimed = useDefaultDomain(dev);
-    if (claimed instanceof Errno) return claimed;
+    const claimed = yield* useDefaultDomain(dev);
+    if (claimed !== undefined) return claimed;
   }
   yield* dev.pm.getSync();
   dev.driver = driver;
@@ -91,13 +91,13 @@ function* probeLocked(dev: PciDev, driver: PciDriver): Step<Errno | undefined> {
   dev.driver = undefined;
   dev.driverData = undefined;
   yield* dev.pm.putSync();
-  if (driver.driverManagedDma !== true) unuseDefaultDomain(dev);
+  if (driver.driverManagedDma !== true) yield* unuseDefaultDomain(dev);
   return failed;
 }
 
 /** Takes the driver away; ENODEV when it has none (or not `driver`, when given). */
 export function* unbindDriver(dev: PciDev, driver?: PciDriver): Step<Errno | undefined> {
-  yield* dev.lock.lock();
+  yield* dev.lock.lock(true);
   try {
     const bound = dev.driver;
     if (bound === undefined || (driver !== undefined && bound !== driver)) return ENODEV;
@@ -107,7 +107,7 @@ export function* unbindDriver(dev: PciDev, driver?: PciDriver): Step<Errno | und
     dev.driver = undefined;
     dev.driverData = undefined;
     yield* dev.pm.putSync();
-    if (bound.driverManagedDma !== true) unuseDefaultDomain(dev);
+    if (bound.driverManagedDma !== true) yield* unuseDefaultDomain(dev);
     const trace = dev.kernel.trace;
     if (trace.on) trace.emit({ type: "pci.unbind", device: dev.name, driver: bound.name });
     return undefined;
@@ -116,10 +116,10 @@ export function* unbindDriver(dev: PciDev, driver?: PciDriver): Step<Errno | und
   }
 }
 
-function useDefaultDomain(dev: PciDev): Errno | undefined {
-  return dev.iommuGroup?.useDefaultDomain();
+function* useDefaultDomain(dev: PciDev): Step<Errno | undefined> {
+  return dev.iommuGroup === undefined ? undefined : yield* dev.iommuGroup.useDefaultDomain();
 }
 
-function unuseDefaultDomain(dev: PciDev): void {
-  dev.iommuGroup?.unuseDefaultDomain();
+function* unuseDefaultDomain(dev: PciDev): Step<void> {
+  if (dev.iommuGroup !== undefined) yield* dev.iommuGroup.unuseDefaultDomain();
 }

@@ -9,16 +9,21 @@
  * Source: drivers/pci/{probe,remove,search}.c; the work is in topology.ts,
  * driver.ts and iov.ts.
  */
-import { ENODEV, type Errno } from "../../lib/errno.ts";
+import { EBUSY, ENODEV, ENOENT, ERANGE, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import type { Kernel } from "../kernel.ts";
 import { PciBus } from "./bus.ts";
 import { bindDriver, driverMatches, type PciDriver, unbindDriver } from "./driver.ts";
 import { PciFunction } from "./function.ts";
-import { deviceGroup } from "./groups.ts";
-import { disableSriov, enableSriov, PciIov } from "./iov.ts";
+import { joinIommuGroup } from "./groups.ts";
+import { disableSriov, PciIov } from "./iov.ts";
 import { PciDev } from "./pci_dev.ts";
-import { PciPortModel, type PciTopology, type Plan, type PlannedFunction, planTopology } from "./topology.ts";
+import { PciPortModel, type PciTopology, type PlannedFunction, planTopology } from "./topology.ts";
+
+export interface AcsPolicy {
+  readonly enable: boolean;
+  readonly disableRedirect: ReadonlySet<string>;
+}
 
 export class PciSubsystem {
   readonly kernel: Kernel;
@@ -28,6 +33,8 @@ export class PciSubsystem {
   rootBus: PciBus | undefined = undefined;
   /** The processor routes peer traffic between root ports (AMD Zen and later). */
   cpuSupportsP2pdma = false;
+  /** What the kernel does with ACS; see `PciTopology`. */
+  acsPolicy: AcsPolicy = { enable: true, disableRedirect: new Set() };
   readonly #drivers: Map<string, PciDriver> = new Map();
   readonly #byRid: Map<number, PciDev> = new Map();
 
@@ -40,13 +47,14 @@ export class PciSubsystem {
     if (this.rootBus !== undefined) throw new TypeError("this machine's PCI topology is already built");
     const plan = planTopology(topology);
     this.cpuSupportsP2pdma = topology.cpuSupportsP2pdma === true;
+    this.acsPolicy = { enable: topology.enableAcs !== false, disableRedirect: new Set(topology.disableAcsRedirect ?? []) };
     const root = new PciBus(0, undefined, []);
     this.rootBus = root;
     const made: PciDev[] = [];
-    for (const p of plan.functions) made.push(this.#make(plan, p, root, made));
+    for (const p of plan.functions) made.push(this.#make(p, root, made));
   }
 
-  #make(plan: Plan, p: PlannedFunction, root: PciBus, made: readonly PciDev[]): PciDev {
+  #make(p: PlannedFunction, root: PciBus, made: readonly PciDev[]): PciDev {
     const parent = p.parent < 0 ? undefined : made[p.parent];
     const bus = parent?.subordinate ?? root;
     const model = p.makeModel === undefined ? new PciPortModel(p.template.description) : p.makeModel();
@@ -65,7 +73,8 @@ export class PciSubsystem {
       hasResetSlot: p.hasResetSlot,
     });
     if (p.secondary >= 0) dev.subordinate = new PciBus(p.secondary, dev, p.windows);
-    if (p.vfResources !== undefined) dev.iov = new PciIov(dev, p.vfResources, plan.lastBus);
+    const sriov = p.template.description.extended?.sriov;
+    if (sriov !== undefined && p.vfResources !== undefined) dev.iov = new PciIov(dev, sriov, p.vfResources);
     this.add(dev);
     return dev;
   }
@@ -76,8 +85,7 @@ export class PciSubsystem {
     dev.pciBus.devices.push(dev);
     this.devices.set(dev.name, dev);
     this.#byRid.set(dev.rid, dev);
-    const group = deviceGroup(dev);
-    dev.iommuGroup = group;
+    joinIommuGroup(dev);
     dev.fn.attachModel();
   }
 
@@ -89,8 +97,7 @@ export class PciSubsystem {
     list.splice(list.indexOf(dev), 1);
     this.devices.delete(dev.name);
     this.#byRid.delete(dev.rid);
-    dev.iommuGroup?.removeDevice(dev);
-    dev.iommuGroup = undefined;
+    this.kernel.iommu.removeDevice(dev);
   }
 
   byRid(rid: number): PciDev | undefined {
@@ -160,12 +167,24 @@ export class PciSubsystem {
 
   // ---- SR-IOV -----------------------------------------------------------------------
 
-  /** A write to sriov_numvfs without a driver's say: `n` VFs, or none. ENODEV: no such PF, EBUSY: some are enabled already. */
+  /**
+   * A write to sriov_numvfs: the driver makes `n` VFs, or takes all away. ENODEV: no such PF; ERANGE: more than it has;
+   * ENOENT: no driver that can; EBUSY: some are enabled already; or what the driver answered.
+   */
   *setNumVfs(bdf: string, n: number): Step<Errno | undefined> {
     const dev = this.devices.get(bdf);
-    if (dev === undefined || dev.iov === undefined) return ENODEV;
-    if (n > 0) return yield* enableSriov(dev, n);
-    yield* disableSriov(dev);
-    return undefined;
+    if (dev?.iov === undefined) return ENODEV;
+    if (n > dev.iov.capability.totalVfs) return ERANGE;
+    yield* dev.lock.lock(true);
+    try {
+      if (n === dev.numVf) return undefined;
+      const configure = dev.driver?.sriovConfigure;
+      if (dev.driver === undefined || configure === undefined) return ENOENT;
+      if (n > 0 && dev.numVf > 0) return EBUSY;
+      const done = yield* configure.call(dev.driver, dev, n);
+      return done instanceof Errno ? done : undefined;
+    } finally {
+      dev.lock.unlock();
+    }
   }
 }

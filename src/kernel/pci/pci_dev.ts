@@ -39,7 +39,6 @@ import type { P2pdma } from "./p2pdma.ts";
 import type { PciModel } from "./pci_model.ts";
 import { D0, powerUpNow, setPowerState, updateCurrentState } from "./power.ts";
 import {
-  initResetMethods,
   probeResetBus,
   probeResetSlot,
   type ResetMethod,
@@ -47,16 +46,20 @@ import {
   resetBus,
   resetFunction,
   resetFunctionLocked,
+  supportedResetMethods,
   tryResetFunction,
 } from "./reset.ts";
 import type { PciResource } from "./resource.ts";
 import { RuntimePm } from "./runtime_pm.ts";
 import { loadSavedState, type PciSavedState, restoreState, SavedConfig, saveState, storeSavedState } from "./save_state.ts";
 
+export type { PciSavedState } from "./save_state.ts";
+
 const DEVICE_LOCK = new LockClass("device_lock");
 
 /** Bits of a config dword that did not come from the function at all. */
-export const isErrorResponse = (value: number, size: 1 | 2 | 4): boolean => value === (size === 4 ? 0xffff_ffff : size === 2 ? 0xffff : 0xff);
+export const isErrorResponse = (value: number, size: 1 | 2 | 4): boolean =>
+  value === (size === 4 ? 0xffff_ffff : size === 2 ? 0xffff : 0xff);
 
 export class PciDev extends Device {
   readonly kernel: Kernel;
@@ -91,8 +94,6 @@ export class PciDev extends Device {
   iov: PciIov | undefined = undefined;
   p2pdma: P2pdma | undefined = undefined;
   nonMappableBars: boolean;
-  /** Reset methods in the order they are tried. */
-  resetMethods: readonly ResetMethod[] = [];
   /** The slot can reset by itself (a hotplug port above). */
   readonly hasResetSlot: boolean;
   readonly pm: RuntimePm;
@@ -103,6 +104,7 @@ export class PciDev extends Device {
   readonly saved: SavedConfig = new SavedConfig();
   isBusmaster = false;
   #enableCount = 0;
+  #resetMethods: readonly ResetMethod[] | undefined = undefined;
   /** Who reserved each BAR. */
   readonly #regionOwners: (string | undefined)[] = [];
   #cfgWait: WaitQueue | undefined = undefined;
@@ -445,9 +447,13 @@ export class PciDev extends Device {
   get resetFunctionSupported(): boolean {
     return this.resetMethods.length > 0;
   }
-  /** Looks again which methods the device supports. */
-  initResetMethods(): void {
-    initResetMethods(this);
+  /** Reset methods in the order they are tried: all that the device supports, or what was set (empty: it cannot be reset). */
+  get resetMethods(): readonly ResetMethod[] {
+    this.#resetMethods ??= supportedResetMethods(this);
+    return this.#resetMethods;
+  }
+  set resetMethods(names: readonly ResetMethod[]) {
+    this.#resetMethods = names;
   }
   /** pci_try_reset_function: ENOTTY: no method, EAGAIN: locked, or what the method answered. */
   tryResetFunction(): Step<Errno | undefined> {

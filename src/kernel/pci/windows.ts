@@ -1,0 +1,87 @@
+/**
+ * Addresses for BARs and bridge windows.
+ *
+ * Three pools: 32-bit memory (also everything not prefetchable: a bridge has no
+ * other window for it), 64-bit prefetchable memory, I/O ports. On every bus the
+ * largest alignment goes first, ties in order of discovery; a bridge's window is
+ * what its bus needs, in whole megabytes (4 KiB of ports). Deterministic: the
+ * same tree gets the same addresses.
+ */
+import { alignUp, hex } from "../../lib/addr.ts";
+import type { BridgeWindow } from "./bus.ts";
+
+/** A pool's base and length: 32-bit memory, 64-bit prefetchable memory, I/O. */
+export type Windows = readonly { readonly base: bigint; readonly length: bigint }[];
+
+export interface Claim {
+  readonly name: string;
+  /** Index of the bridge above; -1: root bus. */
+  readonly parent: number;
+  readonly bridge: boolean;
+  readonly bars: readonly { readonly index: number; readonly size: bigint; readonly align: bigint; readonly pool: 0 | 1 | 2 }[];
+}
+
+export interface Assigned {
+  /** By BAR index. */
+  readonly starts: readonly (bigint | undefined)[];
+  /** Of a bridge: 32-bit memory, then prefetchable; `last` below `start`: empty. */
+  readonly windows: readonly BridgeWindow[];
+}
+
+const MEMORY_STEP = 0x10_0000n;
+const IO_STEP = 0x1000n;
+const EMPTY: BridgeWindow = { start: 1n, last: 0n };
+
+/** RangeError, naming the pool, when one is too small. */
+export function assignAddresses(claims: readonly Claim[], pools: Windows): Assigned[] {
+  const starts: (bigint | undefined)[][] = claims.map(() => []);
+  const windows: BridgeWindow[][] = claims.map((c) => (c.bridge ? [EMPTY, EMPTY] : []));
+  const children = (parent: number): number[] => claims.flatMap((c, i) => (c.parent === parent ? [i] : []));
+
+  for (const pool of [0, 1, 2] as const) {
+    const step = pool === 2 ? IO_STEP : MEMORY_STEP;
+    /** What a bus needs: in order of placement, with its place relative to the bus's start. */
+    const layout = (parent: number): { size: bigint; align: bigint; place: (base: bigint) => void } => {
+      const items: { size: bigint; align: bigint; put: (at: bigint) => void }[] = [];
+      for (const i of children(parent)) {
+        const claim = claims[i] as Claim;
+        for (const b of claim.bars) {
+          if (b.pool === pool)
+            items.push({ size: b.size, align: b.align, put: (at) => void ((starts[i] as (bigint | undefined)[])[b.index] = at) });
+        }
+        if (!claim.bridge) continue;
+        const inner = layout(i);
+        if (inner.size === 0n) continue;
+        const size = alignUp(inner.size, step);
+        items.push({
+          size,
+          align: inner.align > step ? inner.align : step,
+          put: (at) => {
+            if (pool !== 2) (windows[i] as BridgeWindow[])[pool] = { start: at, last: at + size - 1n };
+            inner.place(at);
+          },
+        });
+      }
+      // A stable sort: equal alignments keep the order of discovery.
+      items.sort((a, b) => (a.align === b.align ? 0 : a.align > b.align ? -1 : 1));
+      let size = 0n;
+      const offsets = items.map((it) => {
+        const at = alignUp(size, it.align);
+        size = at + it.size;
+        return at;
+      });
+      return { size, align: items[0]?.align ?? 1n, place: (base) => items.forEach((it, k) => it.put(base + (offsets[k] as bigint))) };
+    };
+    const all = layout(-1);
+    const range = pools[pool];
+    if (range === undefined || all.size === 0n) continue;
+    const base = alignUp(range.base, all.align);
+    if (base + all.size > range.base + range.length) {
+      throw new RangeError(
+        `the BARs need ${hex(all.size)} bytes of ${["32-bit", "64-bit prefetchable", "I/O"][pool]} space from ${hex(base)}; there are ${hex(range.length)} from ${hex(range.base)}`,
+      );
+    }
+    all.place(base);
+  }
+  return claims.map((_, i) => ({ starts: starts[i] ?? [], windows: windows[i] ?? [] }));
+}
