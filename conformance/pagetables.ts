@@ -14,7 +14,7 @@
  * counted by name as not compared here.
  */
 import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { EEXIST, EINVAL, ENOENT, Errno } from "../src/lib/errno.ts";
 import { amdv1, PageTable, PROT_CACHE, PROT_MMIO, type PtFormat, type PtOptions, TableArena, vtdss, x86_64 } from "../src/pt/index.ts";
 import { Reader, type Snapshot } from "./pagetables_walk.ts";
@@ -49,8 +49,7 @@ interface Recording {
   parts: Part[];
 }
 
-const data = join(import.meta.dirname, "data", "pagetables");
-const FORMATS: Readonly<Record<string, PtFormat>> = { amdv1, vtdss, x86_64 };
+const data = new URL("data/pagetables/", import.meta.url);
 const COMPARED = ["top_level", "tables", "freed_tables", "entries", "cleared", "changed_entries", "table_count", "leaf_count"] as const;
 const LISTS = new Set<string>(["tables", "freed_tables", "entries", "cleared"]);
 /** Keys that are the step's own arguments, not its outcome. */
@@ -260,10 +259,10 @@ function drive(step: RecordedStep, ioas: Ioas, bad: string[], expect: (what: str
 }
 
 export function load(name: string): Recording {
-  return JSON.parse(readFileSync(join(data, name), "utf8")) as Recording;
+  return JSON.parse(readFileSync(new URL(name, data), "utf8")) as Recording;
 }
 export const recordings = (): string[] =>
-  readdirSync(data)
+  readdirSync(fileURLToPath(data))
     .filter((f) => f.endsWith(".json"))
     .sort();
 

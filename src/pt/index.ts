@@ -12,6 +12,7 @@ export {
   possibleSizes,
 } from "./format.ts";
 export { PtGather } from "./gather.ts";
-export { PageTable, type PtOptions, type Translation } from "./page_table.ts";
+export { PageTable, type Translation } from "./page_table.ts";
 export { TableArena, type TableHooks, type TableMemory } from "./table_memory.ts";
+export type { PtOptions } from "./tree.ts";
 export { type EntryInfo, type TableInfo, walkEntries, walkTables } from "./walk.ts";

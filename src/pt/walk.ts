@@ -33,19 +33,13 @@ export interface EntryInfo {
   readonly value: bigint;
 }
 
-function addressOf(pt: PageTable, lin: number): bigint {
-  const at = BigInt(lin) << BigInt(pt.format.granuleLg2);
-  // With sign extension what lies past the aperture is the upper half.
-  return pt.signExtend && at > pt.apertureLast ? BigInt.asUintN(64, BigInt.asIntN(pt.vasz, at)) : at;
-}
-
 /** Every live table, parents first, then by address. */
 export function* walkTables(pt: PageTable): Generator<TableInfo> {
   function* go(t: PtTable, lin: number, parent?: PtTable, index?: number): Generator<TableInfo> {
     const { base, words } = t.memory;
     const info = {
       level: t.level,
-      iova: addressOf(pt, lin),
+      iova: pt.addressOf(lin),
       base,
       bytes: new Uint8Array(words.buffer, words.byteOffset, words.byteLength),
     };
@@ -67,7 +61,7 @@ export function* walkEntries(pt: PageTable, first = 0n, last = 0xffff_ffff_ffff_
       const lo = t.words[2 * i] as number;
       if (lo === 0) continue;
       const at = lin + i * item;
-      const iova = addressOf(pt, at);
+      const iova = pt.addressOf(at);
       if (iova > last || iova + size - 1n < first) continue;
       const value = (BigInt(t.words[2 * i + 1] as number) << 32n) | BigInt(lo);
       const child = t.level === 0 ? undefined : t.children[i];
