@@ -19,9 +19,6 @@ import { ObjectTable } from "./object.ts";
 
 const CREATION_LOCK: LockClass = new LockClass("iommufd.ioas_creation_lock");
 
-/** Whose limit a pin of user pages counts against. */
-export type AccountMode = "none" | "user" | "mm";
-
 export class IommufdCtx {
   readonly kernel: Kernel;
   readonly file: File;

@@ -8,13 +8,15 @@
  */
 import { EFAULT, EINVAL, ENODEV, EOPNOTSUPP, EPERM, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
-import { IOMMU_HW_CAP_DIRTY_TRACKING, IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED, IOMMU_HW_INFO_FLAG_INPUT_TYPE } from "../../uapi/iommufd.ts";
+import { IOMMU_HW_INFO_FLAG_INPUT_TYPE, IOMMU_HW_INFO_TYPE_DEFAULT, type IommuHwInfo } from "../../uapi/iommufd.ts";
+import type { ViewOf } from "../../uapi/struct.ts";
 import type { Device } from "../device.ts";
 import type { IommuGroup } from "../iommu/group.ts";
-import { copyToUser } from "../mm/mm.ts";
+import { clearUser, copyToUser } from "../mm/user_memory.ts";
 import { type IommufdCtx, iommufdCtxGet } from "./ctx.ts";
-import { attachHwpt, detachHwpt, IommufdDevice, IommufdGroup, NO_PASID, replaceHwpt } from "./group.ts";
-import { allocHwptPaging, IommufdHwpt } from "./hw_pagetable.ts";
+import { attachHwpt, detachHwpt, IommufdDevice, IommufdGroup, replaceHwpt } from "./group.ts";
+import { allocHwptPaging } from "./hw_pagetable.ts";
+import { IommufdHwpt } from "./hwpt.ts";
 import { IommufdIoas } from "./ioas.ts";
 import { iommufdModule } from "./module.ts";
 import {
@@ -28,10 +30,10 @@ import {
   lockObject,
   putObject,
 } from "./object.ts";
-import type { Ucmd } from "./ucmd.ts";
+import { respond, type Ucmd } from "./ucmd.ts";
 
 export { iommufdCtxFromFd, iommufdCtxFromFile, iommufdCtxGet, iommufdCtxPut } from "./ctx.ts";
-export { IommufdDevice, NO_PASID } from "./group.ts";
+export { IommufdDevice, NO_PASID as IOMMU_NO_PASID } from "./group.ts";
 
 /** How a device changes its page table: the first time, or from another. */
 type Change = "attach" | "replace";
@@ -57,7 +59,7 @@ export function* iommufdDeviceBind(ctx: IommufdCtx, dev: Device): Step<{ idev: I
 
 function* bindIommu(ctx: IommufdCtx, idev: IommufdDevice): Step<Errno | undefined> {
   const { dev } = idev;
-  if (dev.iommuUnit?.capable("cache-coherency") !== true) return EINVAL;
+  if (dev.iommuUnit?.capable("cache-coherency", dev) !== true) return EINVAL;
   const group = dev.iommuGroup;
   if (group === undefined) return ENODEV;
   const igroup = IommufdGroup.get(ctx, group);
@@ -74,7 +76,7 @@ function* bindIommu(ctx: IommufdCtx, idev: IommufdDevice): Step<Errno | undefine
     return e;
   }
   idev.igroup = igroup;
-  idev.enforceCacheCoherency = dev.iommuUnit.capable("enforce-cache-coherency");
+  idev.enforceCacheCoherency = dev.iommuUnit.capable("enforce-cache-coherency", dev);
   return undefined;
 }
 
@@ -188,4 +190,27 @@ export function* iommufdDeviceDetach(idev: IommufdDevice, pasid: number): Step<v
   if (yield* detachHwpt(idev, pasid)) decUsers(idev);
 }
 
-export { NO_PASID as IOMMU_NO_PASID };
+/** IOMMU_GET_HW_INFO: what the unit tells user space of itself; what does not fit is cut off, what is left over is zeroed. */
+// biome-ignore lint/correctness/useYield: a handler of the ioctl table may sleep; this one does not.
+export function* getHwInfo(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwInfo>): Step<Errno | undefined> {
+  const { ctx } = ucmd;
+  if ((cmd.flags & ~IOMMU_HW_INFO_FLAG_INPUT_TYPE) !== 0 || cmd.__reserved.some((b) => b !== 0)) return EOPNOTSUPP;
+  const type = (cmd.flags & IOMMU_HW_INFO_FLAG_INPUT_TYPE) === 0 ? IOMMU_HW_INFO_TYPE_DEFAULT : cmd.in_data_type;
+  const idev = getObject(ctx, cmd.dev_id, IommufdDevice);
+  if (idev instanceof Errno) return idev;
+  try {
+    const info = idev.group.group.unit.hwInfo(idev.dev, type);
+    if (info instanceof Errno) return info;
+    const room = cmd.data_len;
+    const data = info.data.subarray(0, Math.min(room, info.data.length));
+    if (copyToUser(ctx.kernel, cmd.data_uptr, data) > 0) return EFAULT;
+    if (room > data.length && clearUser(ctx.kernel, cmd.data_uptr + BigInt(data.length), room - data.length) > 0) return EFAULT;
+    cmd.data_len = info.data.length;
+    cmd.out_data_type = info.type;
+    cmd.out_capabilities = info.capabilities;
+    cmd.out_max_pasid_log2 = info.maxPasidLog2;
+    return respond(ucmd, cmd);
+  } finally {
+    putObject(ctx, idev);
+  }
+}

@@ -9,15 +9,15 @@
  * Lock order: ioas.mutex → group lock → the IOAS's iova lock.
  * Source: drivers/iommu/iommufd/device.c.
  */
-import { EBUSY, EINVAL, EOPNOTSUPP, type Errno } from "../../lib/errno.ts";
+import { EBUSY, EINVAL, type Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
 import type { Device } from "../device.ts";
-import type { IommuGroup } from "../iommu/group.ts";
+import type { AttachHandle, IommuGroup } from "../iommu/group.ts";
 import { type IommufdCtx, iommufdCtxPut } from "./ctx.ts";
-import type { IommufdHwpt } from "./hw_pagetable.ts";
+import type { IommufdHwpt } from "./hwpt.ts";
 import { decUsers, IommufdObject } from "./object.ts";
 
 const GROUP_LOCK: LockClass = new LockClass("iommufd_group.lock");
@@ -107,9 +107,21 @@ function checkPasid(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Errn
   }
   if (!hwpt.pasidCompat) return EINVAL;
   const whole = attached.get(NO_PASID);
-  if (whole !== undefined && !whole.hwpt.pasidCompat) return EINVAL;
-  // No translating unit of this kernel has PASID tables that iommufd may fill.
-  return EOPNOTSUPP;
+  return whole !== undefined && !whole.hwpt.pasidCompat ? EINVAL : undefined;
+}
+
+function* install(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Step<Errno | undefined> {
+  const handle: AttachHandle = { domain: hwpt.domain };
+  if (pasid === NO_PASID) return yield* group.attachHandle(hwpt.domain, handle);
+  return yield* group.attachPasid(hwpt.domain, idev.dev, pasid, handle);
+}
+
+/** Unlike Linux, which trusts the caller here, this refuses a domain of another IOMMU driver. */
+function* exchange(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Step<Errno | undefined> {
+  if (!group.unit.compatible(hwpt.domain)) return EINVAL;
+  const handle: AttachHandle = { domain: hwpt.domain };
+  if (pasid === NO_PASID) return yield* group.replaceHandle(hwpt.domain, handle);
+  return yield* group.replacePasid(hwpt.domain, idev.dev, pasid, handle);
 }
 
 /** Attaches a device to a domain. EBUSY: it is attached already. EINVAL: its group is attached elsewhere, or the domain does not suit it. */
@@ -126,7 +138,7 @@ export function* attachHwpt(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: numbe
       if (e !== undefined) return e;
     }
     if (attach === undefined) {
-      const e = checkPasid(hwpt, idev, pasid) ?? (yield* igroup.group.attachHandle(hwpt.domain, hwpt));
+      const e = checkPasid(hwpt, idev, pasid) ?? (yield* install(igroup.group, hwpt, idev, pasid));
       if (e !== undefined) {
         if (paging !== undefined) yield* paging.ioas.iopt.removeReserved(idev.dev);
         return e;
@@ -154,7 +166,8 @@ export function* detachHwpt(idev: IommufdDevice, pasid: number): Step<boolean> {
     hwpt = attach.hwpt;
     attach.devices.delete(idev.id);
     if (attach.devices.size === 0) {
-      yield* igroup.group.detachHandle(hwpt.domain);
+      if (pasid === NO_PASID) yield* igroup.group.detachHandle(hwpt.domain);
+      else yield* igroup.group.detachPasid(pasid);
       igroup.attached.delete(pasid);
     }
     if (pasid === NO_PASID && hwpt.paging !== undefined) yield* hwpt.paging.ioas.iopt.removeReserved(idev.dev);
@@ -195,7 +208,7 @@ export function* replaceHwpt(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: numb
         }
       }
     }
-    const e = checkPasid(hwpt, idev, pasid) ?? (yield* igroup.group.replaceHandle(hwpt.domain, hwpt));
+    const e = checkPasid(hwpt, idev, pasid) ?? (yield* exchange(igroup.group, hwpt, idev, pasid));
     if (e !== undefined) {
       if (moves) yield* removeGroupReserved(attach, hwpt);
       return e;

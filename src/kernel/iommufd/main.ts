@@ -1,0 +1,172 @@
+/**
+ * /dev/iommu: opening, closing, and the table of commands.
+ *
+ * A command's structure begins with its size as the caller knows it: less than
+ * the least this kernel needs is EINVAL, more is E2BIG unless zero, and a number
+ * of the table with other ioctl bits is ENOTTY.
+ *
+ * Commands that this kernel does not offer are in the table all the same, with
+ * their least sizes, so that a malformed call is told apart from a missing
+ * feature: FAULT_QUEUE_ALLOC, VIOMMU_ALLOC, VDEVICE_ALLOC, VEVENTQ_ALLOC,
+ * HW_QUEUE_ALLOC, HWPT_INVALIDATE (nested translation) and VFIO_IOAS (type1
+ * containers) answer EOPNOTSUPP. A command outside of the table would be for the
+ * type1 compatibility, which is not offered either: ENOTTY.
+ *
+ * Source: drivers/iommu/iommufd/main.c.
+ */
+import { EINVAL, ENOTTY, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
+import type { Step } from "../../sched/task.ts";
+import {
+  IOMMU_DESTROY,
+  IOMMU_FAULT_QUEUE_ALLOC,
+  IOMMU_GET_HW_INFO,
+  IOMMU_HW_QUEUE_ALLOC,
+  IOMMU_HWPT_ALLOC,
+  IOMMU_HWPT_GET_DIRTY_BITMAP,
+  IOMMU_HWPT_INVALIDATE,
+  IOMMU_HWPT_SET_DIRTY_TRACKING,
+  IOMMU_IOAS_ALLOC,
+  IOMMU_IOAS_ALLOW_IOVAS,
+  IOMMU_IOAS_CHANGE_PROCESS,
+  IOMMU_IOAS_COPY,
+  IOMMU_IOAS_IOVA_RANGES,
+  IOMMU_IOAS_MAP,
+  IOMMU_IOAS_MAP_FILE,
+  IOMMU_IOAS_NOIOMMU_GET_PA,
+  IOMMU_IOAS_UNMAP,
+  IOMMU_OPTION,
+  IOMMU_VDEVICE_ALLOC,
+  IOMMU_VEVENTQ_ALLOC,
+  IOMMU_VFIO_IOAS,
+  IOMMU_VIOMMU_ALLOC,
+  IOMMUFD_CMD_BASE,
+  IOMMUFD_CMD_IOAS_NOIOMMU_GET_PA,
+  IommuDestroy,
+  IommuFaultAlloc,
+  IommuHwInfo,
+  IommuHwptAlloc,
+  IommuHwptGetDirtyBitmap,
+  IommuHwptInvalidate,
+  IommuHwptSetDirtyTracking,
+  IommuHwQueueAlloc,
+  IommuIoasAlloc,
+  IommuIoasAllowIovas,
+  IommuIoasChangeProcess,
+  IommuIoasCopy,
+  IommuIoasIovaRanges,
+  IommuIoasMap,
+  IommuIoasMapFile,
+  IommuIoasNoiommuGetPa,
+  IommuIoasUnmap,
+  IommuOption,
+  IommuVdeviceAlloc,
+  IommuVeventqAlloc,
+  IommuVfioIoas,
+  IommuViommuAlloc,
+} from "../../uapi/iommufd.ts";
+import type { AnyStruct, StructView } from "../../uapi/struct.ts";
+import type { File, FileOps } from "../fs/file.ts";
+import type { Kernel } from "../kernel.ts";
+import { copyStructFromUser, getUserU32 } from "../mm/user_memory.ts";
+import { changeProcess } from "./change_process.ts";
+import { IommufdCtx } from "./ctx.ts";
+import { getHwInfo } from "./device.ts";
+import { hwptAlloc, hwptGetDirtyBitmap, hwptSetDirtyTracking } from "./hw_pagetable.ts";
+import { ioasAlloc, ioasAllowIovas, ioasCopy, ioasIovaRanges, ioasMap, ioasMapFile, ioasNoiommuGetPa, ioasUnmap } from "./ioas.ts";
+import { iommufdModule, makeIommufdModule } from "./module.ts";
+import { destroyAllObjects, removeObjectById } from "./object.ts";
+import { option } from "./option.ts";
+import type { Ucmd, UcmdHandler } from "./ucmd.ts";
+
+/** A row of the table. */
+interface Op {
+  readonly cmd: number;
+  readonly struct: AnyStruct;
+  /** Bytes a caller must give at least: up to the end of this member. */
+  readonly minSize: number;
+  execute(ucmd: Ucmd, cmd: StructView): Step<Errno | undefined>;
+}
+
+const COMMANDS = IOMMUFD_CMD_IOAS_NOIOMMU_GET_PA - IOMMUFD_CMD_BASE + 1;
+const table: (Op | undefined)[] = new Array<Op | undefined>(COMMANDS).fill(undefined);
+
+function add<S extends AnyStruct>(cmd: number, struct: S, lastMember: string, execute: UcmdHandler<ReturnType<S["over"]>>): void {
+  const minSize = (struct.offsets[lastMember] ?? Number.NaN) + (struct.widths[lastMember] ?? Number.NaN);
+  if (Number.isNaN(minSize)) throw new RangeError(`${struct.name} has no member ${lastMember}`);
+  table[(cmd & 0xff) - IOMMUFD_CMD_BASE] = { cmd, struct, minSize, execute: execute as Op["execute"] };
+}
+
+// biome-ignore lint/correctness/useYield: a handler may sleep; this one does not.
+function* notOffered(): Step<Errno> {
+  return EOPNOTSUPP;
+}
+
+add(IOMMU_DESTROY, IommuDestroy, "id", (ucmd, cmd) => removeObjectById(ucmd.ctx, cmd.id));
+add(IOMMU_FAULT_QUEUE_ALLOC, IommuFaultAlloc, "out_fault_fd", notOffered);
+add(IOMMU_GET_HW_INFO, IommuHwInfo, "__reserved", getHwInfo);
+add(IOMMU_HW_QUEUE_ALLOC, IommuHwQueueAlloc, "length", notOffered);
+add(IOMMU_HWPT_ALLOC, IommuHwptAlloc, "__reserved", hwptAlloc);
+add(IOMMU_HWPT_GET_DIRTY_BITMAP, IommuHwptGetDirtyBitmap, "data", hwptGetDirtyBitmap);
+add(IOMMU_HWPT_INVALIDATE, IommuHwptInvalidate, "__reserved", notOffered);
+add(IOMMU_HWPT_SET_DIRTY_TRACKING, IommuHwptSetDirtyTracking, "__reserved", hwptSetDirtyTracking);
+add(IOMMU_IOAS_ALLOC, IommuIoasAlloc, "out_ioas_id", ioasAlloc);
+add(IOMMU_IOAS_ALLOW_IOVAS, IommuIoasAllowIovas, "allowed_iovas", ioasAllowIovas);
+add(IOMMU_IOAS_CHANGE_PROCESS, IommuIoasChangeProcess, "__reserved", changeProcess);
+add(IOMMU_IOAS_COPY, IommuIoasCopy, "src_iova", ioasCopy);
+add(IOMMU_IOAS_IOVA_RANGES, IommuIoasIovaRanges, "out_iova_alignment", ioasIovaRanges);
+add(IOMMU_IOAS_MAP, IommuIoasMap, "iova", ioasMap);
+add(IOMMU_IOAS_MAP_FILE, IommuIoasMapFile, "iova", ioasMapFile);
+add(IOMMU_IOAS_NOIOMMU_GET_PA, IommuIoasNoiommuGetPa, "out_phys", ioasNoiommuGetPa);
+add(IOMMU_IOAS_UNMAP, IommuIoasUnmap, "length", ioasUnmap);
+add(IOMMU_OPTION, IommuOption, "val64", option);
+add(IOMMU_VDEVICE_ALLOC, IommuVdeviceAlloc, "virt_id", notOffered);
+add(IOMMU_VEVENTQ_ALLOC, IommuVeventqAlloc, "out_veventq_fd", notOffered);
+add(IOMMU_VFIO_IOAS, IommuVfioIoas, "__reserved", notOffered);
+add(IOMMU_VIOMMU_ALLOC, IommuViommuAlloc, "out_viommu_id", notOffered);
+
+function* ioctl(f: File, cmd: number, arg: bigint): Step<number | Errno> {
+  const ctx = f.privateData as IommufdCtx;
+  const { kernel } = ctx;
+  const nr = (cmd & 0xff) - IOMMUFD_CMD_BASE;
+  if (nr < 0 || nr >= COMMANDS) return ENOTTY;
+  const userSize = getUserU32(kernel, arg);
+  if (userSize instanceof Errno) return userSize;
+  const op = table[nr];
+  if (op === undefined || op.cmd !== cmd) return ENOTTY;
+  if (userSize < op.minSize) return EINVAL;
+  const view = copyStructFromUser(kernel, op.struct, arg, userSize);
+  if (view instanceof Errno) return view;
+  const e = yield* op.execute({ ctx, ubuffer: arg, userSize }, view);
+  if (kernel.trace.on) kernel.trace.emit({ type: "iommufd.ioctl", ctx: ctx.serial, command: op.struct.name, errno: e?.name });
+  return e ?? 0;
+}
+
+function* release(f: File): Step<void> {
+  const ctx = f.privateData as IommufdCtx;
+  yield* destroyAllObjects(ctx);
+  iommufdModule(ctx.kernel).contexts.delete(ctx);
+}
+
+const fileOps: FileOps = { name: "iommufd", ioctl, release };
+
+/** Loads the module: `/dev/iommu` appears. */
+export function iommufdInit(kernel: Kernel): void {
+  const m = makeIommufdModule(kernel);
+  kernel.modules.load("iommufd");
+  kernel.fs.registerDevice("/dev/iommu", {
+    major: 10,
+    minor: 127,
+    mode: 0o660,
+    ops: fileOps,
+    // biome-ignore lint/correctness/useYield: an open may sleep; this one does not.
+    *open(file: File): Step<undefined> {
+      const ctx = new IommufdCtx(kernel, file, m.nextSerial++);
+      m.contexts.add(ctx);
+      file.privateData = ctx;
+      return undefined;
+    },
+  });
+  kernel.leakChecks.set("iommufd context", () => m.contexts.size);
+  kernel.leakChecks.set("iommufd area", () => m.liveAreas);
+  kernel.leakChecks.set("iommufd pages", () => m.livePages);
+}
