@@ -158,7 +158,9 @@ export function* vfioIoctlAttachPt(df: VfioDeviceFile, arg: bigint): Step<number
   }
   yield* device.devSet.lock.lock();
   try {
-    const id = yield* pasid ? vfioIommufdPhysicalPasidAttach(device, attach.pasid, attach.pt_id) : vfioIommufdPhysicalAttach(device, attach.pt_id);
+    const id = yield* pasid
+      ? vfioIommufdPhysicalPasidAttach(device, attach.pasid, attach.pt_id)
+      : vfioIommufdPhysicalAttach(device, attach.pt_id);
     if (id instanceof Errno) return id;
     attach.pt_id = id;
     const at = VfioDeviceAttachIommufdPt.offsets.pt_id;
@@ -167,7 +169,8 @@ export function* vfioIoctlAttachPt(df: VfioDeviceFile, arg: bigint): Step<number
       yield* vfioIommufdPhysicalDetach(device);
       return EFAULT;
     }
-    if (kernel.trace.on) kernel.trace.emit({ type: "vfio.attach", device: device.dev.name, ptId: id, pasid: pasid ? attach.pasid : undefined });
+    if (kernel.trace.on)
+      kernel.trace.emit({ type: "vfio.attach", device: device.dev.name, ptId: id, pasid: pasid ? attach.pasid : undefined });
     return 0;
   } finally {
     device.devSet.lock.unlock();

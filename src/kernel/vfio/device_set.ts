@@ -10,8 +10,8 @@
  */
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
-import type { Kernel } from "../kernel.ts";
 import type { Device } from "../device.ts";
+import type { Kernel } from "../kernel.ts";
 import type { VfioDevice } from "./vfio_main.ts";
 
 const DEV_SET_LOCK: LockClass = new LockClass("vfio dev_set->lock");

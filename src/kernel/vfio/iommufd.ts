@@ -10,8 +10,8 @@ import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import type { IommufdCtx } from "../iommufd/ctx.ts";
 import {
-  type IommufdDevice,
   IOMMU_NO_PASID,
+  type IommufdDevice,
   iommufdCtxHasGroup,
   iommufdDeviceAttach,
   iommufdDeviceBind,

@@ -140,7 +140,8 @@ export class VfioDevice {
   *unregister(): Step<void> {
     const k = this.kernel;
     k.fs.unregisterDevice(this.path);
-    if (k.trace.on) k.trace.emit({ type: "vfio.unregister", device: this.dev.name, name: this.name, registrations: this.registrations - 1 });
+    if (k.trace.on)
+      k.trace.emit({ type: "vfio.unregister", device: this.dev.name, name: this.name, registrations: this.registrations - 1 });
     this.putRegistration();
     let warned = false;
     let idle = 0;

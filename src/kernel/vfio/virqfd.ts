@@ -50,10 +50,14 @@ export class Virqfd {
     this.#ctx.put();
   }
 
-  readonly #wakeup = (): void => {
-    if (!this.#active || this.#ctx.count === 0n) return;
-    this.#ctx.doRead();
-    this.#run();
+  /** Still listening: neither disabled nor hung up. */
+  get active(): boolean {
+    return this.#active;
+  }
+
+  readonly #wakeup = (hungUp: boolean): void => {
+    if (hungUp) this.disable();
+    else if (this.#active && this.#ctx.consume() > 0n) this.#run();
   };
 
   #run(): void {

@@ -92,12 +92,7 @@ const pcixPerm = (): PermBits => new Masks("default", 24).set(NEXT, 1, ALL, NONE
 const expPerm = (): PermBits =>
   new Masks("exp", R.PCI_CAP_EXP_ENDPOINT_SIZEOF_V2)
     .set(NEXT, 1, ALL, NONE)
-    .set(
-      R.PCI_EXP_DEVCTL,
-      2,
-      R.PCI_EXP_DEVCTL_BCR_FLR | R.PCI_EXP_DEVCTL_PAYLOAD | R.PCI_EXP_DEVCTL_READRQ,
-      ~R.PCI_EXP_DEVCTL_PHANTOM,
-    )
+    .set(R.PCI_EXP_DEVCTL, 2, R.PCI_EXP_DEVCTL_BCR_FLR | R.PCI_EXP_DEVCTL_PAYLOAD | R.PCI_EXP_DEVCTL_READRQ, ~R.PCI_EXP_DEVCTL_PHANTOM)
     .set(R.PCI_EXP_DEVCTL2, 2, NONE, ~R.PCI_EXP_DEVCTL2_ARI);
 
 const afPerm = (): PermBits =>

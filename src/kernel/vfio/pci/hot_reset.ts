@@ -110,7 +110,11 @@ function* hotReset(set: VfioDeviceSet, ctx: IommufdCtx | undefined): Step<Errno 
 }
 
 /** Takes ML of each in order, noting in `locked` those that were taken. */
-function* lockAndRevoke(all: readonly VfioPciCoreDevice[], ctx: IommufdCtx | undefined, locked: VfioPciCoreDevice[]): Step<Errno | undefined> {
+function* lockAndRevoke(
+  all: readonly VfioPciCoreDevice[],
+  ctx: IommufdCtx | undefined,
+  locked: VfioPciCoreDevice[],
+): Step<Errno | undefined> {
   for (const v of all) {
     if (ownedId(v.vdev, ctx) === V.VFIO_PCI_DEVID_NOT_OWNED) return EINVAL;
     if (!(yield* v.memoryLock.tryDownWrite())) return EBUSY;

@@ -173,4 +173,3 @@ function* reset(vdev: VfioPciCoreDevice): Step<number | Errno> {
     vdev.memoryLock.upWrite();
   }
 }
-

@@ -36,7 +36,7 @@ export class VfToken {
  * made from the function's address, in the form of a random (version 4) UUID.
  */
 export function initialToken(rid: number): Uint8Array {
-  const uuid = new Uint8Array(UUID_BYTES).map((_, i) => (Math.imul(rid + 1, 0x9e37_79b1) >>> (i % 4) * 8) ^ (i * 0x1d));
+  const uuid = new Uint8Array(UUID_BYTES).map((_, i) => (Math.imul(rid + 1, 0x9e37_79b1) >>> ((i % 4) * 8)) ^ (i * 0x1d));
   uuid[6] = ((uuid[6] as number) & 0x0f) | 0x40;
   uuid[8] = ((uuid[8] as number) & 0x3f) | 0x80;
   return uuid;

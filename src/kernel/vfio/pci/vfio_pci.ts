@@ -13,7 +13,7 @@ import { PCI_PM_CTRL, PCI_PM_CTRL_NO_SOFT_RESET } from "../../../uapi/pci_regs.t
 import type { Kernel } from "../../kernel.ts";
 import type { PciDriver } from "../../pci/driver.ts";
 import { disableSriov, enableSriov } from "../../pci/iov.ts";
-import { pcimP2pdmaInit, p2pdmaRelease } from "../../pci/p2pdma.ts";
+import { p2pdmaRelease, pcimP2pdmaInit } from "../../pci/p2pdma.ts";
 import type { PciDev } from "../../pci/pci_dev.ts";
 import { vfioRegisterGroupDev } from "../device_fops.ts";
 import { type VfioDeviceOps, vfioOf } from "../vfio_main.ts";

@@ -15,15 +15,15 @@
  * Source: vfio_pci_config.c; spec §6, the rows of config space.
  */
 import { EFAULT, Errno } from "../../../lib/errno.ts";
-import { bugOn } from "../../../lib/kernel_bug.ts";
+import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import * as R from "../../../uapi/pci_regs.ts";
 import { VFIO_PCI_MSI_IRQ_INDEX } from "../../../uapi/vfio.ts";
 import { copyFromUser, copyToUser } from "../../mm/user_memory.ts";
 import type { PciDev } from "../../pci/pci_dev.ts";
 import { CAP_BASIC, CAP_INVALID, capPerm, extCapPerm, type PermBits, UNASSIGNED } from "./config_perms.ts";
-import { vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
 import { PCI_D3HOT, PCI_ROM_RESOURCE, PCI_STD_NUM_BARS, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
+import { vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
 import { vfioPciIntxMask, vfioPciIntxUnmask } from "./vfio_pci_intrs.ts";
 
 const CFG_SPACE_SIZE = 256;
@@ -87,7 +87,7 @@ function accessAt(vdev: VfioPciCoreDevice, pos: number, count: 1 | 2 | 4): Acces
   if (pos >= CFG_SPACE_SIZE) return { vdev, pos, count, perm: extCapPerm(id), offset: pos - capStart(vdev, pos) };
   if (id === CAP_BASIC) return { vdev, pos, count, perm: capPerm(CAP_BASIC), offset: pos };
   const perm = id === R.PCI_CAP_ID_MSI ? vdev.msiPerm : capPerm(id);
-  bugOn(perm === undefined, "MSI capability without its permissions");
+  if (perm === undefined) throw new KernelBug("an MSI capability without its permissions");
   return { vdev, pos, count, perm, offset: pos - capStart(vdev, pos) };
 }
 

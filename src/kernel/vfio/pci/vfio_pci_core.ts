@@ -11,8 +11,9 @@
  * `hot_reset.ts` and `enable.ts` hold what vfio_pci_core.c holds too.
  * Source: drivers/vfio/pci/vfio_pci_core.c.
  */
-import { EBUSY, EINVAL, ENODEV, type Errno } from "../../../lib/errno.ts";
+
 import type { PhysAddr } from "../../../lib/addr.ts";
+import { EBUSY, EINVAL, ENODEV, type Errno } from "../../../lib/errno.ts";
 import { LockClass } from "../../../sched/lockdep.ts";
 import { Mutex, RwSem } from "../../../sched/locks.ts";
 import type { Step } from "../../../sched/task.ts";
@@ -26,9 +27,9 @@ import type { PciSavedState } from "../../pci/save_state.ts";
 import { VfioDevice, type VfioDeviceOps } from "../vfio_main.ts";
 import type { PermBits } from "./config_perms.ts";
 import type { IoEventfd } from "./ioeventfd.ts";
+import type { VfToken } from "./vf_token.ts";
 import type { VfioPciDmaBuf } from "./vfio_pci_dmabuf.ts";
 import type { IrqCtx } from "./vfio_pci_intrs.ts";
-import type { VfToken } from "./vf_token.ts";
 
 const MEMORY_LOCK: LockClass = new LockClass("vfio vdev->memory_lock");
 const IGATE: LockClass = new LockClass("vfio vdev->igate");

@@ -221,7 +221,7 @@ function setUnmaskEventfd(vdev: VfioPciCoreDevice, fd: number): Errno | undefine
   const resend = function* (): Step<void> {
     sendIntx(vdev);
   };
-  const v = Virqfd.enable(vdev.kernel, fd, ctx.unmask !== undefined, () => intxUnmask(vdev), resend);
+  const v = Virqfd.enable(vdev.kernel, fd, ctx.unmask?.active === true, () => intxUnmask(vdev), resend);
   if (v instanceof Errno) return v;
   ctx.unmask = v;
   return undefined;

@@ -21,7 +21,14 @@ interface Hole {
 }
 
 /** One transfer to or from the function, with memory known to be reachable when `testMem`; EIO otherwise. */
-export function* vfioPciIo(vdev: VfioPciCoreDevice, testMem: boolean, bar: number, off: number, bytes: Uint8Array, isWrite: boolean): Step<Errno | undefined> {
+export function* vfioPciIo(
+  vdev: VfioPciCoreDevice,
+  testMem: boolean,
+  bar: number,
+  off: number,
+  bytes: Uint8Array,
+  isWrite: boolean,
+): Step<Errno | undefined> {
   if (!testMem) {
     transfer(vdev, bar, off, bytes, isWrite);
     return undefined;
