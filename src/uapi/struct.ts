@@ -183,7 +183,7 @@ export class Struct<F extends Fields> implements AnyStruct {
       throw new RangeError(`${this.name} needs ${this.size} bytes at ${offset}, there are ${bytes.length}`);
     }
     const end = this.#tail === undefined ? offset + this.size : bytes.length;
-    return new this.#View(bytes.subarray(offset, end)) as View<F>;
+    return new this.#View(offset === 0 && end === bytes.length ? bytes : bytes.subarray(offset, end)) as View<F>;
   }
 
   /** Stores the members named in `init` and leaves the others. */
