@@ -24,8 +24,6 @@ export type { Translation } from "./unit.ts";
 export interface AddDeviceOptions {
   /** The first unit by default. */
   readonly unit?: IommuUnit;
-  /** A new group by default. */
-  readonly group?: IommuGroup;
   /** PASIDs the device's capability offers; 0 by default. */
   readonly maxPasids?: number;
   /** Firmware demands one-to-one mappings at all times; default false. */
@@ -69,8 +67,11 @@ export class IommuSubsystem {
     return g;
   }
 
-  /** Boot and hot-plug: puts a device behind a unit and into a group, and attaches the group's domain. Without a unit nothing happens. */
-  addDevice(dev: Device, options: AddDeviceOptions = {}): Errno | undefined {
+  /**
+   * Boot and hot-plug: puts a device behind a unit and into `group` (a new one by default), and attaches the group's domain.
+   * Without a unit nothing happens.
+   */
+  addDevice(dev: Device, group?: IommuGroup, options: AddDeviceOptions = {}): Errno | undefined {
     const unit = options.unit ?? this.units[0];
     if (unit === undefined) return undefined;
     dev.iommuUnit = unit;
@@ -78,7 +79,7 @@ export class IommuSubsystem {
     requester.maxPasids = Math.min(options.maxPasids ?? 0, unit.maxPasids);
     requester.requireDirect = options.requireDirect ?? false;
     this.#requesters.set(dev.rid, requester);
-    const g = options.group ?? this.newGroup();
+    const g = group ?? this.newGroup();
     g.addDevice(dev);
     if (g.defaultDomain === undefined) {
       const domain = this.passthrough ? unit.identityDomain : unit.domainAllocDma(dev);

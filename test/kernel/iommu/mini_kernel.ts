@@ -2,7 +2,7 @@
 import { Device } from "../../../src/kernel/device.ts";
 import type { IommuDomain } from "../../../src/kernel/iommu/domain.ts";
 import type { IommuGroup } from "../../../src/kernel/iommu/group.ts";
-import { type IommuDescription, IommuSubsystem } from "../../../src/kernel/iommu/iommu.ts";
+import { type AddDeviceOptions, type IommuDescription, IommuSubsystem } from "../../../src/kernel/iommu/iommu.ts";
 import type { IommuUnit } from "../../../src/kernel/iommu/unit.ts";
 import type { Kernel } from "../../../src/kernel/kernel.ts";
 import { Errno } from "../../../src/lib/index.ts";
@@ -14,7 +14,7 @@ export interface MiniKernel {
   readonly iommu: IommuSubsystem;
   readonly events: TraceEvent[];
   run<T>(body: Step<T>): T;
-  device(bus: number, options?: Parameters<IommuSubsystem["addDevice"]>[1]): Device;
+  device(bus: number, options?: AddDeviceOptions & { readonly group?: IommuGroup }): Device;
 }
 
 export function miniKernel(...units: IommuDescription[]): MiniKernel {
@@ -41,7 +41,7 @@ export function miniKernel(...units: IommuDescription[]): MiniKernel {
     run: (body) => sched.execute(task, body),
     device(bus, options) {
       const dev = new Device(`0000:0${bus}:00.0`, "pci", bus << 8);
-      const e = iommu.addDevice(dev, options);
+      const e = iommu.addDevice(dev, options?.group, options);
       if (e !== undefined) throw new Error(`addDevice: ${e.name}`);
       return dev;
     },
