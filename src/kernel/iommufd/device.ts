@@ -191,7 +191,6 @@ export function* iommufdDeviceDetach(idev: IommufdDevice, pasid: number): Step<v
 }
 
 /** IOMMU_GET_HW_INFO: what the unit tells user space of itself; what does not fit is cut off, what is left over is zeroed. */
-// biome-ignore lint/correctness/useYield: a handler of the ioctl table may sleep; this one does not.
 export function* getHwInfo(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwInfo>): Step<Errno | undefined> {
   const { ctx } = ucmd;
   if ((cmd.flags & ~IOMMU_HW_INFO_FLAG_INPUT_TYPE) !== 0 || cmd.__reserved.some((b) => b !== 0)) return EOPNOTSUPP;

@@ -16,7 +16,7 @@
  *
  * Source: drivers/iommu/iommufd/io_pagetable.c, spec sections 4, 5 and 8.
  */
-import { PAGE_SIZE_N, U64_MAX } from "../../lib/addr.ts";
+import { maxN, PAGE_SIZE_N, U64_MAX } from "../../lib/addr.ts";
 import { EADDRINUSE, EBUSY, EDEADLOCK, EEXIST, EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW, EPERM, Errno } from "../../lib/errno.ts";
 import { IntervalTree, ItreeNode } from "../../lib/interval_tree.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
@@ -385,7 +385,7 @@ export class IoPagetable implements FillTarget, IovaSpace {
     try {
       if (this.domains.includes(domain)) throw new KernelBug("iommufd: a domain is added twice");
       const page = smallestPage(domain);
-      const alignment = page > this.iovaAlignment ? page : this.iovaAlignment;
+      const alignment = maxN(page, this.iovaAlignment);
       if (alignment > PAGE_SIZE_N) return EINVAL;
       if (alignment !== this.iovaAlignment) {
         const e = this.#checkAlignment(alignment);

@@ -32,7 +32,7 @@ function roundUpPow2(n: bigint): bigint {
 }
 
 /** Start of `length` bytes in [start, last] at that alignment, or undefined when they do not fit. */
-function fit(start: bigint, last: bigint, length: bigint, align: bigint, offset: bigint): bigint | undefined {
+function place(start: bigint, last: bigint, length: bigint, align: bigint, offset: bigint): bigint | undefined {
   const up = start + (align - 1n);
   if (up > U64_MAX) return undefined;
   const at = (up & ~(align - 1n)) | offset;
@@ -96,7 +96,7 @@ export function allocIova(s: IovaSpace, addr: bigint, length: bigint): bigint | 
 
   advanceMark(s);
   for (const [first, last] of allowedSpans(s.allowed)) {
-    const from = fit(first, last, length, align, offset);
+    const from = place(first, last, length, align, offset);
     if (from === undefined) continue;
     let at = maxN(from, s.noHoleBelow);
     while (at <= last) {
@@ -110,7 +110,7 @@ export function allocIova(s: IovaSpace, addr: bigint, length: bigint): bigint | 
       let end = last;
       if (a !== undefined && a.start <= end) end = a.start - 1n;
       if (r !== undefined && r.start <= end) end = r.start - 1n;
-      const found = fit(at, end, length, align, offset);
+      const found = place(at, end, length, align, offset);
       if (found !== undefined) return found;
       at = end + 1n;
     }

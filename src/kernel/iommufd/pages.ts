@@ -34,7 +34,7 @@ import type { IoptArea } from "./area.ts";
 import { AreaSet } from "./area_set.ts";
 import { iommufdModule } from "./module.ts";
 import { PagesDmabuf } from "./pages_dmabuf.ts";
-import { Pins } from "./pins.ts";
+import { type PagesAccess, Pins } from "./pins.ts";
 import type { PagesSource } from "./source.ts";
 
 const MUTEX: LockClass = new LockClass("iopt_pages.mutex");
@@ -292,6 +292,11 @@ export class IoptPages {
     }
     if (pins.npinned < pins.lastNpinned) bugOn(this.settle() !== undefined, "giving back a charge fails");
     if (pins.npinned === 0 && pins.lastNpinned === 0 && pins.accesses === undefined) this.#pins = undefined;
+  }
+
+  /** Ranges of pages that in-kernel users hold, for the checker. */
+  accesses(): Iterable<PagesAccess> {
+    return this.#pins?.accesses ?? [];
   }
 
   // ----- in-kernel accesses; the mutex is held

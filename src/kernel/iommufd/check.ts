@@ -1,0 +1,149 @@
+/**
+ * A checker of what must hold in every context between operations.
+ *
+ * Names are those of the interconnect's specification: I1 nothing of a revoked
+ * buffer is mapped; I2 no area of it was filled since; I3 the tracker lists
+ * exactly the pairs of area and domain, and they are mapped exactly while the
+ * buffer lives; I4 references are balanced; I7 device memory is never cacheable.
+ * Beside them: the trees are sound, areas and reserved ranges are disjoint and
+ * aligned, pins are exactly what is covered, charges are settled.
+ *
+ * Run it when no operation is under way.
+ */
+import { hex, PAGE_SIZE_N } from "../../lib/addr.ts";
+import { KernelBug } from "../../lib/kernel_bug.ts";
+import type { Kernel } from "../kernel.ts";
+import type { IoptArea } from "./area.ts";
+import type { IoptDomain } from "./domain.ts";
+import type { IoPagetable } from "./io_pagetable.ts";
+import { IommufdIoas } from "./ioas.ts";
+import { iommufdModule } from "./module.ts";
+import type { IoptPages } from "./pages.ts";
+
+/** What the checker can ask a domain about its attributes, beyond what the table needs; undefined: cannot say. */
+export type ProtOf = (domain: IoptDomain, iova: bigint) => { readonly mmio: boolean; readonly cache: boolean } | undefined;
+
+function fail(what: string): never {
+  throw new KernelBug(`iommufd invariant: ${what}`);
+}
+
+/** Every context of a kernel. Throws `KernelBug` at the first thing that does not hold. */
+export function checkInvariants(kernel: Kernel, protOf?: ProtOf): void {
+  const m = iommufdModule(kernel);
+  const iopts: IoPagetable[] = [];
+  for (const ctx of m.contexts) for (const o of ctx.objects) if (o instanceof IommufdIoas) iopts.push(o.iopt);
+  checkTables(iopts, protOf);
+  let areas = 0;
+  const pages = new Set<IoptPages>();
+  for (const t of iopts) {
+    areas += t.areas.size;
+    for (const a of t.areas) if (a.pages !== undefined) pages.add(a.pages);
+  }
+  if (areas !== m.liveAreas) fail(`${m.liveAreas} areas are counted, ${areas} exist`);
+  if (pages.size !== m.livePages) fail(`${m.livePages} pages objects are counted, ${pages.size} are shown by an area (I4)`);
+}
+
+/** The same for tables that belong together: no area outside of them shares pages with theirs. */
+export function checkTables(iopts: readonly IoPagetable[], protOf?: ProtOf): void {
+  const shown = new Map<IoptPages, { iopt: IoPagetable; area: IoptArea }[]>();
+  for (const iopt of iopts) {
+    checkTable(iopt);
+    for (const area of iopt.areas) {
+      if (area.pages === undefined) continue;
+      const list = shown.get(area.pages) ?? [];
+      list.push({ iopt, area });
+      shown.set(area.pages, list);
+    }
+  }
+  for (const [pages, by] of shown) checkPages(pages, by, protOf);
+}
+
+function checkTable(iopt: IoPagetable): void {
+  iopt.areas.check();
+  iopt.reserved.check();
+  iopt.allowed.check();
+  const mask = iopt.iovaAlignment - 1n;
+  let end = -1n;
+  for (const a of iopt.areas) {
+    if (a.start <= end) fail(`areas overlap at ${hex(a.start)}`);
+    end = a.last;
+    if (((a.start | a.length | BigInt(a.pageOffset)) & mask) !== 0n)
+      fail(`the area at ${hex(a.start)} is not aligned to ${hex(mask + 1n)}`);
+    if (iopt.reserved.first(a.start, a.last) !== undefined) fail(`the area at ${hex(a.start)} lies in a reserved range`);
+    const storage = a.storageDomain;
+    if (a.pages !== undefined && (storage === undefined) !== (iopt.domains.length === 0))
+      fail(`the area at ${hex(a.start)} has no storage domain, or should not have`);
+    if (storage !== undefined && !iopt.domains.includes(storage)) fail(`the area at ${hex(a.start)} is stored in a domain that is gone`);
+  }
+  for (const r of iopt.reserved)
+    if (iopt.allowed.first(r.start, r.last) !== undefined) fail(`an allowed range is reserved at ${hex(r.start)}`);
+  for (let at = PAGE_SIZE_N; at < iopt.noHoleBelow; ) {
+    const n = iopt.areas.first(at, at) ?? iopt.reserved.first(at, at);
+    if (n === undefined) fail(`there is a hole at ${hex(at)}, below the mark ${hex(iopt.noHoleBelow)}`);
+    at = n.last + 1n;
+  }
+}
+
+function checkPages(pages: IoptPages, by: readonly { iopt: IoPagetable; area: IoptArea }[], protOf: ProtOf | undefined): void {
+  if (pages.refs !== by.length) fail(`pages have ${pages.refs} references and ${by.length} areas (I4)`);
+  const inDomains = new Set(pages.areasInDomains());
+  for (const { iopt, area } of by) {
+    if (inDomains.has(area) !== iopt.domains.length > 0) fail(`the area at ${hex(area.start)} is in the pages' list wrongly`);
+    if (area.lastIndex >= pages.npages) fail(`the area at ${hex(area.start)} reaches past its pages`);
+  }
+  if (inDomains.size > by.length) fail("pages list areas that are gone");
+  if (pages.type === "dmabuf") checkDmabuf(pages, by, protOf);
+  else checkPins(pages, by);
+}
+
+/** Where page `index` of the pages appears in the area. */
+function iovaOfIndex(area: IoptArea, index: number): bigint {
+  return index === area.index ? area.start : area.start - BigInt(area.pageOffset) + BigInt(index - area.index) * PAGE_SIZE_N;
+}
+
+function checkPins(pages: IoptPages, by: readonly { iopt: IoPagetable; area: IoptArea }[]): void {
+  const covered = new Set<number>();
+  for (const { iopt, area } of by) {
+    if (iopt.domains.length === 0) continue;
+    for (let i = area.index; i <= area.lastIndex; i++) {
+      covered.add(i);
+      const offset = i === area.index ? BigInt(area.pageOffset) : 0n;
+      for (const d of iopt.domains) {
+        const pa = d.iovaToPhys(iovaOfIndex(area, i));
+        if (pa !== BigInt(pages.pfnAt(i)) * PAGE_SIZE_N + offset) fail(`${hex(iovaOfIndex(area, i))} does not lead to its page`);
+      }
+    }
+  }
+  for (const a of pages.accesses()) for (let i = Number(a.start); i <= Number(a.last); i++) covered.add(i);
+  for (const i of covered) if (!pages.isPinned(i)) fail(`page ${i} is used and not pinned`);
+  if (pages.npinned !== covered.size) fail(`${pages.npinned} pages are pinned, ${covered.size} are used`);
+  if (pages.lastNpinned !== pages.npinned) fail("pins and charge differ");
+}
+
+function checkDmabuf(pages: IoptPages, by: readonly { iopt: IoPagetable; area: IoptArea }[], protOf: ProtOf | undefined): void {
+  const { dmabuf } = pages;
+  if (pages.npinned !== 0 || pages.accountMode !== "none") fail("a dma-buf is pinned or charged");
+  if (dmabuf.attach === undefined) fail("a dma-buf's pages are not attached (I4)");
+  if (dmabuf.attach.dmabuf.attachments.filter((a) => a === dmabuf.attach).length !== 1)
+    fail("the attachment is not once on its buffer (I4)");
+  let pairs = 0;
+  for (const { iopt, area } of by) {
+    for (const d of iopt.domains) {
+      pairs++;
+      if (!dmabuf.tracker.some((t) => t.area === area && t.domain === d)) fail(`the area at ${hex(area.start)} is not tracked (I3)`);
+      for (let i = area.index; i <= area.lastIndex; i++) {
+        const iova = iovaOfIndex(area, i);
+        const pa = d.iovaToPhys(iova);
+        if (dmabuf.revoked) {
+          if (pa !== undefined) fail(`${hex(iova)} of a revoked buffer is mapped (I1)`);
+          continue;
+        }
+        if (pa !== dmabuf.phys.paddr + pages.baseByte + area.startByteAt(iova))
+          fail(`${hex(iova)} does not lead to its byte of the buffer (I3)`);
+        const prot = protOf?.(d, iova);
+        if (prot !== undefined && (!prot.mmio || prot.cache)) fail(`${hex(iova)} maps device memory cacheable (I7)`);
+      }
+    }
+  }
+  if (pairs !== dmabuf.tracked) fail(`${dmabuf.tracked} pairs are tracked, ${pairs} exist (I3)`);
+}
