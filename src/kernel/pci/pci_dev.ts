@@ -75,7 +75,7 @@ export class PciDev extends Device {
   /** BARs 0 … 5 and the ROM as 6; `length` 0 where there is none. */
   readonly resources: readonly PciResource[];
   /** Cached PM state: 0 … 3, 4 is D3cold. */
-  currentState = D0;
+  currentState: number = D0;
   /** Surprise removal was noticed: config space is not touched any more. */
   disconnected = false;
   /** No longer on its bus. */
@@ -472,10 +472,12 @@ export class PciDev extends Device {
     return rawResetFunctionLocked(this);
   }
   /** pci_probe_reset_slot of its slot: undefined, or ENOTTY. */
+  // biome-ignore lint/correctness/useYield: callers drive every reset call alike, and probing does not wait
   *probeResetSlot(): Step<Errno | undefined> {
     return probeResetSlot(this);
   }
   /** pci_probe_reset_bus of its bus: undefined, or ENOTTY. */
+  // biome-ignore lint/correctness/useYield: callers drive every reset call alike, and probing does not wait
   *probeResetBus(): Step<Errno | undefined> {
     return probeResetBus(this.pciBus);
   }

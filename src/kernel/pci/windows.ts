@@ -45,9 +45,13 @@ export function assignAddresses(claims: readonly Claim[], pools: Windows): Assig
       const items: { size: bigint; align: bigint; put: (at: bigint) => void }[] = [];
       for (const i of children(parent)) {
         const claim = claims[i] as Claim;
+        const mine = starts[i] as (bigint | undefined)[];
         for (const b of claim.bars) {
-          if (b.pool === pool)
-            items.push({ size: b.size, align: b.align, put: (at) => void ((starts[i] as (bigint | undefined)[])[b.index] = at) });
+          if (b.pool !== pool) continue;
+          const put = (at: bigint): void => {
+            mine[b.index] = at;
+          };
+          items.push({ size: b.size, align: b.align, put });
         }
         if (!claim.bridge) continue;
         const inner = layout(i);
@@ -70,7 +74,12 @@ export function assignAddresses(claims: readonly Claim[], pools: Windows): Assig
         size = at + it.size;
         return at;
       });
-      return { size, align: items[0]?.align ?? 1n, place: (base) => items.forEach((it, k) => it.put(base + (offsets[k] as bigint))) };
+      const place = (base: bigint): void => {
+        items.forEach((it, k) => {
+          it.put(base + (offsets[k] as bigint));
+        });
+      };
+      return { size, align: items[0]?.align ?? 1n, place };
     };
     const all = layout(-1);
     const range = pools[pool];
