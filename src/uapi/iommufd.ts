@@ -95,7 +95,10 @@ export const IommuIoasMap = struct("iommu_ioas_map", {
 });
 export const IOMMU_IOAS_MAP = command(IOMMUFD_CMD_IOAS_MAP);
 
-/** The physical address behind `iova` and how many bytes run on from it, for address spaces without an IOMMU only. */
+/**
+ * The physical address behind `iova`, for devices without an IOMMU only. `length` goes in as the most bytes of interest and comes
+ * out as how many of them are contiguous.
+ */
 export const IommuIoasNoiommuGetPa = struct("iommu_ioas_noiommu_get_pa", {
   size: "u32",
   flags: "u32",
@@ -162,7 +165,7 @@ export const IOMMU_VFIO_IOAS_CLEAR = 2;
 export const IommuVfioIoas = struct("iommu_vfio_ioas", { size: "u32", ioas_id: "u32", op: "u16", __reserved: "u16" });
 export const IOMMU_VFIO_IOAS = command(IOMMUFD_CMD_VFIO_IOAS);
 
-/** Moves the locked-memory charge of the mappings to the calling process, which must have the same files mapped. */
+/** Charges the calling process with the locked memory of every mapping of the context; EINVAL unless all are of files. */
 export const IommuIoasChangeProcess = struct("iommu_ioas_change_process", { size: "u32", __reserved: "u32" });
 export const IOMMU_IOAS_CHANGE_PROCESS = command(IOMMUFD_CMD_IOAS_CHANGE_PROCESS);
 

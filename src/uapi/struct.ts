@@ -32,7 +32,7 @@ type ArrayType = readonly [element: Element, length: number | "tail"];
 export type FieldType = Element | ArrayType;
 export type Fields = Readonly<Record<string, FieldType>>;
 
-/** What is known of a structure whose members are not: enough to nest it, to copy it and to print it. */
+/** A structure of whatever members: enough of it to nest it, to copy it and to print it. */
 export interface AnyStruct {
   readonly name: string;
   readonly size: number;

@@ -280,9 +280,9 @@ export const VFIO_AP_NUM_IRQS = 2;
 
 // Device: hot reset
 
-/** `devid` says that the device is covered: bound by the same iommufd, or harmless to reset. */
+/** A `devid` of a device that is not bound to the caller's iommufd, but shares an IOMMU group with one that is. */
 export const VFIO_PCI_DEVID_OWNED = 0;
-/** `devid` says that the device stands in the way of the reset (-1 as stored). */
+/** A `devid` of a device that stands in the way of the reset; C's -1, as stored. */
 export const VFIO_PCI_DEVID_NOT_OWNED = 0xffff_ffff;
 
 /** A device that resets together with this one. `devid` instead of `group_id` with VFIO_PCI_HOT_RESET_FLAG_DEV_ID. */
@@ -293,7 +293,7 @@ export const VfioPciDependentDevice = struct(
 );
 
 export const VFIO_PCI_HOT_RESET_FLAG_DEV_ID = 1 << 0;
-/** Every device listed is covered. */
+/** No device listed has VFIO_PCI_DEVID_NOT_OWNED. */
 export const VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED = 1 << 1;
 
 export const VfioPciHotResetInfo = struct("vfio_pci_hot_reset_info", {
