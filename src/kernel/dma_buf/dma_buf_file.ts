@@ -1,3 +1,4 @@
+// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * What user space can do with a buffer's descriptor.
  *
@@ -57,7 +58,6 @@ export const dmaBufFileOps: FileOps = {
     return dmabuf.ops.mmap(dmabuf, vma);
   },
 
-  // biome-ignore lint/correctness/useYield: the op may sleep; this one has no need to
   *llseek(f, offset, whence): Step<bigint | Errno> {
     if (whence !== SEEK_END && whence !== SEEK_SET) return EINVAL;
     if (offset !== 0n) return EINVAL;

@@ -91,8 +91,8 @@ export function physVecToSgt(
   }
 }
 
-/** Bus address of a BAR; the host bridge's window offset is nought on every machine modelled. */
-const busAddress = (provider: P2pdmaProvider, paddr: PhysAddr): bigint => paddr + (provider.busOffset ?? 0n);
+/** Where the BAR is on the bus, which need not be where the CPU sees it. */
+const busAddress = (provider: P2pdmaProvider, paddr: PhysAddr): bigint => paddr + provider.busOffset;
 
 function thruHostBridge(att: DmaBufAttachment, ranges: readonly PhysVec[], size: bigint, dir: DmaDirection): SgTable | Errno {
   const iova = dmaIovaAlloc(att.dev, size);

@@ -1,3 +1,4 @@
+// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * A fence as a file: what EXPORT_SYNC_FILE hands out and IMPORT_SYNC_FILE takes.
  *
@@ -59,7 +60,6 @@ const syncFileOps: FileOps = {
     return 0;
   },
 
-  // biome-ignore lint/correctness/useYield: the op may sleep; these have no need to
   *ioctl(f, cmd, arg): Step<number | Errno> {
     switch (cmd) {
       case SYNC_IOC_MERGE:
@@ -73,7 +73,6 @@ const syncFileOps: FileOps = {
     }
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *release(f): Step<void> {
     const { wake, fence } = syncOf(f);
     if (wake !== undefined) fence.removeCallback(wake);

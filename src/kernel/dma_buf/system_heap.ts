@@ -1,3 +1,4 @@
+// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * /dev/dma_heap/system: pages of RAM as a buffer for devices.
  *
@@ -40,17 +41,14 @@ class HeapBuffer {
 const heapOf = (dmabuf: DmaBuf): HeapBuffer => dmabuf.priv as HeapBuffer;
 
 const systemHeapOps: DmaBufOps = {
-  // biome-ignore lint/correctness/useYield: an exporter's ops may sleep; these have no need to
   *mapDmaBuf(att, dir): Step<SgTable | Errno> {
     return ramToSgt(att.dev, heapOf(att.dmabuf).blocks, dir);
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *unmapDmaBuf(att, sgt): Step<void> {
     freeRamSgt(att.dev, sgt);
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *release(dmabuf): Step<void> {
     for (const pfn of heapOf(dmabuf).pages) dmabuf.kernel.frames.put(pfn);
   },
@@ -159,7 +157,6 @@ function ioctl(kernel: Kernel, cmd: number, arg: bigint): number | Errno {
 export function systemHeapInit(kernel: Kernel): void {
   const ops: FileOps = {
     name: "dma_heap",
-    // biome-ignore lint/correctness/useYield: the op may sleep; this one has no need to
     *ioctl(_f, cmd, arg): Step<number | Errno> {
       return ioctl(kernel, cmd, arg);
     },

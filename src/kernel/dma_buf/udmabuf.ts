@@ -1,3 +1,4 @@
+// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * /dev/udmabuf: a process's memfd pages as a buffer for devices.
  *
@@ -63,17 +64,14 @@ class Udmabuf {
 const udmabufOf = (dmabuf: DmaBuf): Udmabuf => dmabuf.priv as Udmabuf;
 
 const udmabufOps: DmaBufOps = {
-  // biome-ignore lint/correctness/useYield: an exporter's ops may sleep; these have no need to
   *mapDmaBuf(att, dir): Step<SgTable | Errno> {
     return ramToSgt(att.dev, udmabufOf(att.dmabuf).runs, dir);
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *unmapDmaBuf(att, sgt): Step<void> {
     freeRamSgt(att.dev, sgt);
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *release(dmabuf): Step<void> {
     const u = udmabufOf(dmabuf);
     if (u.cpuSgt !== undefined) freeRamSgt(u.dev, u.cpuSgt);
@@ -92,7 +90,6 @@ const udmabufOps: DmaBufOps = {
     return undefined;
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *beginCpuAccess(dmabuf, dir): Step<Errno | undefined> {
     const u = udmabufOf(dmabuf);
     if (u.cpuSgt !== undefined) return undefined;
@@ -102,7 +99,6 @@ const udmabufOps: DmaBufOps = {
     return undefined;
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *endCpuAccess(dmabuf): Step<Errno | undefined> {
     return udmabufOf(dmabuf).cpuSgt === undefined ? EINVAL : undefined;
   },
@@ -187,7 +183,6 @@ export function udmabufInit(kernel: Kernel): void {
   const dev = new Device(MODULE, "misc", 0);
   const ops: FileOps = {
     name: MODULE,
-    // biome-ignore lint/correctness/useYield: the op may sleep; this one has no need to
     *ioctl(_f, cmd, arg): Step<number | Errno> {
       switch (cmd) {
         case UDMABUF_CREATE:

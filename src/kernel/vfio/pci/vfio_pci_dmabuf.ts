@@ -1,3 +1,4 @@
+// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * A device's BARs as buffers that other devices may reach.
  *
@@ -109,7 +110,6 @@ const privOf = (dmabuf: DmaBuf): VfioPciDmaBuf => dmabuf.priv as VfioPciDmaBuf;
 
 /** Spec section 3, row by row. */
 export const vfioPciDmaBufOps: DmaBufOps = {
-  // biome-ignore lint/correctness/useYield: the exporter's ops may sleep; this one has no need to
   *attach(dmabuf, att): Step<Errno | undefined> {
     if (!att.peer2peer) return EOPNOTSUPP;
     if (privOf(dmabuf).revoked) return ENODEV;
@@ -117,7 +117,6 @@ export const vfioPciDmaBufOps: DmaBufOps = {
     return undefined;
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *mapDmaBuf(att, dir): Step<SgTable | Errno> {
     const priv = privOf(att.dmabuf);
     att.dmabuf.resv.assertHeld();
@@ -127,7 +126,6 @@ export const vfioPciDmaBufOps: DmaBufOps = {
     return sgt;
   },
 
-  // biome-ignore lint/correctness/useYield: as above
   *unmapDmaBuf(att, sgt): Step<void> {
     att.dmabuf.resv.assertHeld();
     freeSgt(att, sgt);
