@@ -281,6 +281,27 @@ describe("unmap", () => {
     }
   });
 
+  it("forgets the last leaf table used once that is freed", () => {
+    for (const pt of [ss(), fs(), amd()]) {
+      pt.map(0n, 8n * K, 4n * K, RW);
+      pt.map(4n * K, 8n * K, 4n * K, RW);
+      pt.unmap(0n, 4n * K);
+      pt.unmap(4n * K, 4n * K);
+      pt.map(0n, 0n, 2n * M, RW);
+      expect(pt.map(4n * K, 8n * K, 4n * K, RW)).toBe(EADDRINUSE);
+      expect(pt.unmap(4n * K, 4n * K)).toBe(0n);
+      pt.unmap(0n, 2n * M);
+      pt.map(0n, 4n * K, 2n * M, RW);
+      pt.unmap(0n, 4n * K);
+      pt.map(0n, 0x5000n, 4n * K, RW);
+      expect(pt.unmap(0n, 2n * M)).toBe(2n * M);
+      expect(pt.unmap(0n, 4n * K)).toBe(0n);
+      pt.map(0n, 0x7000n, 4n * K, RW);
+      expect(pt.iovaToPhys(0n)).toBe(0x7000n);
+      expect(leaves(pt)).toHaveLength(1);
+    }
+  });
+
   it("keeps freed tables in a gather until that is released", () => {
     const arena = new TableArena();
     const pt = ss({ allocTable: (l) => arena.allocTable(l), freeTable: (m) => arena.freeTable(m) });
@@ -473,7 +494,8 @@ describe("a page table", () => {
     let at = 0n;
     const pt = ss({
       allocTable: (l) => {
-        inner.map((at += 2n * M), 0x7000n, 4n * K, RW);
+        at += 2n * M;
+        inner.map(at, 0x7000n, 4n * K, RW);
         return arena.allocTable(l);
       },
       freeTable: (m) => arena.freeTable(m),
