@@ -10,6 +10,7 @@
 import { EBUSY, EINVAL, ENOENT, EOPNOTSUPP, Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import { PCI_PM_CTRL, PCI_PM_CTRL_NO_SOFT_RESET } from "../../../uapi/pci_regs.ts";
+import { exportPrivateMap } from "../../dma_buf/interconnect.ts";
 import type { Kernel } from "../../kernel.ts";
 import type { PciDriver } from "../../pci/driver.ts";
 import { disableSriov, enableSriov } from "../../pci/iov.ts";
@@ -58,6 +59,7 @@ export function vfioInit(kernel: Kernel): void {
 export function vfioPciInit(kernel: Kernel, params: VfioPciParams = {}): void {
   kernel.modules.load("vfio_pci_core");
   kernel.modules.load("vfio-pci");
+  exportPrivateMap(kernel);
   kernel.pci.registerDriver(vfioPciDriver("vfio-pci", params, PLAIN));
 }
 
@@ -116,7 +118,7 @@ function* register(vdev: VfioPciCoreDevice): Step<Errno | undefined> {
     pdev.kernel.printk(`vfio-pci ${pdev.name}: Cannot bind to PF with SR-IOV enabled`);
     return EBUSY;
   }
-  yield* joinSet(vdev);
+  joinSet(vdev);
   const pf = pdev.physfn?.driverData;
   if (pf instanceof VfioPciCoreDevice && pf.sriovConfigured) vdev.sriovPf = pf;
   if (pdev.isPhysfn) vdev.vfToken = new VfToken(pdev.kernel, initialToken(pdev.rid));
@@ -135,7 +137,7 @@ function* register(vdev: VfioPciCoreDevice): Step<Errno | undefined> {
 }
 
 /** A function that resets alone is a set of its own; others share their slot's or their bus's. */
-function* joinSet(vdev: VfioPciCoreDevice): Step<void> {
+function joinSet(vdev: VfioPciCoreDevice): void {
   const { pdev } = vdev;
   if (pdev.pciBus.isRoot || pdev.isVirtfn) vdev.vdev.assignDeviceSet(vdev);
   // A slot that resets by itself holds all that is on the bus behind its port.
