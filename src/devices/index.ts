@@ -1,0 +1,17 @@
+/** Device models, and what it takes to write one. In the order of reading. */
+export {
+  type AcsFlag,
+  type BarKind,
+  type BarMemory,
+  type PciBarDescription,
+  type PciFunctionDescription,
+  PciModel,
+  type PciPort,
+  type ResetKind,
+  type ResetOutcome,
+  SparseMemory,
+} from "../kernel/pci/pci_model.ts";
+export { Edu, type EduOptions } from "./edu.ts";
+export { Ivshmem, type IvshmemOptions } from "./ivshmem.ts";
+export { Nvme, type NvmeOptions } from "./nvme.ts";
+export { type DeviceModel, type DeviceOptions, deviceModels } from "./registry.ts";
