@@ -34,6 +34,7 @@ import {
   PCI_EXP_DEVCAP,
   PCI_EXP_DEVCAP_FLR,
   PCI_EXP_DEVCAP_RBER,
+  PCI_EXP_DEVCAP2,
   PCI_EXP_DEVCTL,
   PCI_EXP_DEVCTL2,
   PCI_EXP_DEVSTA,
@@ -153,8 +154,13 @@ const PORT_TYPE = {
   "upstream-port": PCI_EXP_TYPE_UPSTREAM,
   "downstream-port": PCI_EXP_TYPE_DOWNSTREAM,
 };
-/** LNKCAP of a port: 16 GT/s, x1. */
+/** LNKCAP and LNKSTA of a port: 16 GT/s, x1. */
 const LINK_SPEED_16GT_X1 = 0x14;
+/** Of a function: 2.5 GT/s, x1, with ASPM L0s. */
+const LINK_SPEED_2_5GT_X1 = 0x11;
+const LNKCAP_ASPM_L0S = 0x400;
+/** DEVCAP2 of a function: extended format field, end-to-end TLP prefixes. */
+const DEVCAP2_TLP_PREFIX = 0x0030_0000;
 
 class TemplateBuilder {
   readonly d: PciFunctionDescription;
@@ -196,11 +202,15 @@ class TemplateBuilder {
     if (this.port === undefined) this.#bars();
     else this.#bridgeHeader();
     const c = this.d.capabilities ?? {};
-    if (c.pm !== undefined) this.#pm(c.pm);
-    if (c.msi !== undefined) this.#msi(c.msi);
-    if (c.msix !== undefined) this.#msix(c.msix);
-    if (c.pcie !== undefined || this.port !== undefined) this.#pcie(c.pcie ?? {});
-    if (c.af !== undefined) this.#af(c.af);
+    // Capabilities are chained in the order in which the description has them.
+    for (const kind of Object.keys(c)) {
+      if (kind === "pm" && c.pm !== undefined) this.#pm(c.pm);
+      else if (kind === "msi" && c.msi !== undefined) this.#msi(c.msi);
+      else if (kind === "msix" && c.msix !== undefined) this.#msix(c.msix);
+      else if (kind === "pcie" && c.pcie !== undefined) this.#pcie(c.pcie);
+      else if (kind === "af" && c.af !== undefined) this.#af(c.af);
+    }
+    if (c.pcie === undefined && this.port !== undefined) this.#pcie({});
     const e = this.d.extended ?? {};
     if (this.bytes.length < 4096 && (e.acs ?? e.sriov ?? e.dsn) !== undefined) {
       throw new RangeError(`${this.d.name}: extended capabilities need a PCIe capability`);
@@ -366,15 +376,12 @@ class TemplateBuilder {
     this.#u32(off + PCI_EXP_DEVCAP, PCI_EXP_DEVCAP_RBER | (e.flr === true ? PCI_EXP_DEVCAP_FLR : 0));
     this.#writable(off + PCI_EXP_DEVCTL, 2, 0x7fff, Effect.flr);
     this.w1c[off + PCI_EXP_DEVSTA] = 0x0f;
-    this.#u32(
-      off + PCI_EXP_LNKCAP,
-      LINK_SPEED_16GT_X1 | (this.port === undefined || this.port === "upstream-port" ? 0 : PCI_EXP_LNKCAP_DLLLARC),
-    );
+    const speed = this.port === undefined ? LINK_SPEED_2_5GT_X1 : LINK_SPEED_16GT_X1;
+    const downstream = this.port !== undefined && this.port !== "upstream-port";
+    this.#u32(off + PCI_EXP_LNKCAP, speed | (downstream ? PCI_EXP_LNKCAP_DLLLARC : 0) | (this.port === undefined ? LNKCAP_ASPM_L0S : 0));
     this.#writable(off + PCI_EXP_LNKCTL, 2, 0x0fff);
-    this.#u16(
-      off + PCI_EXP_LNKSTA,
-      LINK_SPEED_16GT_X1 | (this.port === undefined || this.port === "upstream-port" ? 0 : PCI_EXP_LNKSTA_DLLLA),
-    );
+    this.#u16(off + PCI_EXP_LNKSTA, speed | (downstream ? PCI_EXP_LNKSTA_DLLLA : 0));
+    if (this.port === undefined) this.#u32(off + PCI_EXP_DEVCAP2, DEVCAP2_TLP_PREFIX);
     this.#writable(off + PCI_EXP_DEVCTL2, 2, 0xffff);
     this.#writable(off + PCI_EXP_LNKCTL2, 2, 0xffff);
   }
