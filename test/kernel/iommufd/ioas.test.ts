@@ -1,15 +1,5 @@
 import { beforeEach, describe, expect, test } from "vitest";
-import {
-  EADDRINUSE,
-  EBUSY,
-  EEXIST,
-  EINVAL,
-  ENODEV,
-  ENOENT,
-  ENOMEM,
-  EOPNOTSUPP,
-  EPERM,
-} from "../../../src/lib/errno.ts";
+import { EADDRINUSE, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPERM } from "../../../src/lib/errno.ts";
 import { FIXED, IommufdRig, ok, RW } from "./support.ts";
 
 let r: IommufdRig;
@@ -171,7 +161,9 @@ describe("unmap and copy", () => {
     expect(r.copy({ src_ioas_id: a, dst_ioas_id: b, src_iova: 0x11000n, length: 0x2000n, flags: 4 })).toBe(0x1000n);
     expect(r.copy({ src_ioas_id: a, dst_ioas_id: b, src_iova: 0x11000n, length: 0x2000n })).toBe(EPERM);
     expect(r.copy({ src_ioas_id: a, dst_ioas_id: b, src_iova: 0x11000n, length: 0x4000n, flags: 4 })).toBe(ENOENT);
-    expect(r.copy({ src_ioas_id: a, dst_ioas_id: a, src_iova: 0x11000n, length: 0x1000n, dst_iova: 0x10000n, flags: 4 | FIXED })).toBe(EEXIST);
+    expect(r.copy({ src_ioas_id: a, dst_ioas_id: a, src_iova: 0x11000n, length: 0x1000n, dst_iova: 0x10000n, flags: 4 | FIXED })).toBe(
+      EEXIST,
+    );
     r.check();
   });
 
