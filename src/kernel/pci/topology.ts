@@ -8,7 +8,7 @@
  *
  * Source: drivers/pci/probe.c, setup-bus.c (their results, not their method).
  */
-import { PCI_ACS_CTRL, PCI_BASE_ADDRESS_0 } from "../../uapi/pci_regs.ts";
+import { PCI_ACS_CTRL, PCI_BASE_ADDRESS_0, PCI_COMMAND, PCI_COMMAND_IO, PCI_COMMAND_MEMORY, PCI_COMMAND_SERR } from "../../uapi/pci_regs.ts";
 import { defaultAcsControl } from "./acs.ts";
 import { acsBits } from "./acs_flags.ts";
 import { bdfName, ridOf } from "./bdf.ts";
@@ -109,6 +109,8 @@ export function planTopology(topology: PciTopology): Plan {
 const DEFAULT_ACS: readonly AcsFlag[] = ["SV", "TB", "RR", "CR", "UF", "DT"];
 const DEFAULT_MMIO32: Windows[number] = { base: 0xc000_0000n, length: 0x3e00_0000n };
 const DEFAULT_MMIO64: Windows[number] = { base: 0x3800_0000_0000n, length: 0x800_0000_0000n };
+/** PC firmware leaves every endpoint decoding, with SERR# on, as SeaBIOS does. */
+const FIRMWARE_COMMAND = PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_SERR;
 const IO_WINDOW: Windows[number] = { base: 0xc000n, length: 0x4000n };
 
 /** QEMU's ids, which people know from lspci. */
@@ -213,6 +215,7 @@ class Planner {
     const bytes = t.bytes.slice();
     const view = new DataView(bytes.buffer);
     if (d.multifunction) bytes[0x0e] = (bytes[0x0e] as number) | 0x80;
+    if (d.secondary < 0) view.setUint16(PCI_COMMAND, FIRMWARE_COMMAND, true);
     for (let i = 0; i < NUM_BARS; i++) {
       const r = resources[i];
       if (r === undefined || r.length === 0n) continue;
