@@ -120,7 +120,7 @@ export class PageTable extends PtTree {
           if ((lo & this.format.nextLevelMask) === 0) {
             words[i] = 0;
             words[i + 1] = 0;
-            if (gather !== undefined) gather.add(iova, 4096n);
+            if (gather !== undefined) gather.addUnits(ih * 2097152 + (il >>> 11), 2);
             return 4096n;
           }
         }

@@ -8,7 +8,7 @@
  */
 import { EADDRINUSE, EINVAL, EOVERFLOW, ERANGE, Errno } from "../lib/errno.ts";
 import { cto, highWord, indexAt, lowWord, modPow2, pow2, SizeSet, TWO32 } from "./arith.ts";
-import { itemLg2, type PtFormat, possibleSizes, TABLE_ENTRIES } from "./format.ts";
+import { itemLg2, type PtFormat, possibleSizes, TABLE_ENTRIES, TABLE_WORDS } from "./format.ts";
 import type { PtGather } from "./gather.ts";
 import { PtTable, TableArena, type TableHooks, type TableMemory } from "./table_memory.ts";
 
@@ -35,7 +35,7 @@ export interface PtOptions extends Partial<TableHooks> {
   iotlbSync?(gather: PtGather): void;
 }
 
-/** @internal The current operation's address, length and physical address as words; see `PtTree.range`. */
+/** @internal The current operation's address and length, or address, physical address and length, as words; the fourth is a table's base. */
 export const U64: BigUint64Array = new BigUint64Array(4);
 /** @internal */
 export const U32: Uint32Array = new Uint32Array(U64.buffer);
@@ -234,14 +234,18 @@ export class PtTree {
   }
 
   link(parent: PtTable, index: number, child: PtTable, tableLo: number): void {
-    const gn = Number(child.memory.base >> BigInt(this.granule));
-    parent.words[2 * index] = (lowWord(gn) << 12) | tableLo | (parent.level * this.format.nextLevelUnit);
-    parent.words[2 * index + 1] = Math.floor(gn / 1048576) | this.format.tableHi;
+    U64[3] = child.memory.base;
+    const lo = U32[6] as number;
+    const hi = U32[7] as number;
+    const gnLo = (lo >>> this.granule) | (hi << (32 - this.granule));
+    parent.words[2 * index] = (gnLo << 12) | tableLo | (parent.level * this.format.nextLevelUnit);
+    parent.words[2 * index + 1] = (gnLo >>> 20) | ((hi >>> this.granule) << 12) | this.format.tableHi;
     parent.children[index] = child;
   }
 
   adopt(level: number, memory: TableMemory): PtTable {
-    if (memory.words.length !== 1024 || (memory.base & 4095n) !== 0n || memory.base >> 52n !== 0n) {
+    U64[3] = memory.base;
+    if (memory.words.length !== TABLE_WORDS || ((U32[6] as number) & 4095) !== 0 || (U32[7] as number) >>> 20 !== 0) {
       throw new RangeError(`page table ${this.format.name}: a table of ${memory.words.length} words at 0x${memory.base.toString(16)}`);
     }
     return new PtTable(level, memory);
