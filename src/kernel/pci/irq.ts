@@ -11,6 +11,8 @@
 import { EBUSY, EINVAL, ENOSPC, type Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import {
+  PCI_COMMAND,
+  PCI_COMMAND_INTX_DISABLE,
   PCI_INTERRUPT_PIN,
   PCI_MSI_FLAGS,
   PCI_MSI_FLAGS_64BIT,
@@ -41,9 +43,8 @@ export class PciIrqs {
   /** Vectors allocated. */
   count = 0;
   readonly #handlers: (IrqHandler | undefined)[] = [];
-  /** disable_irq depth of the INTx line, and whether it fired meanwhile. */
+  /** disable_irq depth of the INTx line. */
   #lineDisabled = 0;
-  #linePending = false;
 
   constructor(dev: PciDev) {
     this.#dev = dev;
@@ -120,18 +121,16 @@ export class PciIrqs {
 
   enableLine(): void {
     if (this.#lineDisabled === 0) throw new KernelBug(`${this.#dev.name}: unbalanced enable of INTx`);
-    if (--this.#lineDisabled > 0 || !this.#linePending) return;
-    this.#linePending = false;
-    if (this.#dev.fn.port.intxAsserted) this.deliver("intx", 0);
+    if (--this.#lineDisabled > 0) return;
+    // The line is level triggered: still raised, it fires again.
+    const masked = (this.#dev.configRead(PCI_COMMAND, 2) & PCI_COMMAND_INTX_DISABLE) !== 0;
+    if (this.#dev.fn.port.intxAsserted && !masked) this.deliver("intx", 0);
   }
 
   /** From the hardware. */
   deliver(kind: IrqKind, vector: number): void {
     const trace = this.#dev.kernel.trace;
-    if (kind === "intx" && this.#lineDisabled > 0) {
-      this.#linePending = true;
-      return;
-    }
+    if (kind === "intx" && this.#lineDisabled > 0) return;
     const handler = kind === this.kind ? this.#handlers[vector] : undefined;
     if (trace.on) trace.emit({ type: "pci.irq", device: this.#dev.name, kind, vector, handled: handler !== undefined });
     handler?.(vector);
