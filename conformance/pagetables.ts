@@ -42,7 +42,7 @@ interface Part {
   iova_ranges?: [string, string][];
   steps: RecordedStep[];
 }
-interface Recording {
+export interface Recording {
   name: string;
   kernel_parameters: string;
   machine: { vendor: "intel" | "amd"; cap: string; ecap: string };
