@@ -27,8 +27,8 @@ const NOT_COMPARED = new Set(["exp", "sec", "call", "args", "us", "fault", "dmar
 
 /** The recorded machine has these exporters, in the order of the recording. */
 const EXPORTERS = [
-  { exp: "ivshmem:2", exporter: "0000:02:00.0", region: 2, third: "0000:03:00.0" },
-  { exp: "nvme-pmr:4", exporter: "0000:03:00.0", region: 4, third: "0000:02:00.0" },
+  { exp: "ivshmem:2", exporter: "0000:02:00.0", region: 2 },
+  { exp: "nvme-pmr:4", exporter: "0000:03:00.0", region: 4 },
 ];
 
 const TRIGGERS: readonly Trigger[] = ["cmd", "cmd4", "reset", "close", "d3", "lowpower", "hotreset", "flr"];
@@ -40,7 +40,7 @@ function leakDescriptors(r: Recorder, n: number): void {
 
 export function drive(options: (typeof EXPORTERS)[number]): { records: CallRecord[]; crashed: string[] } {
   const host = EmbeddedHost.boot(readMachine("oracle"));
-  const r = new Recorder(host, { ...options, edu: "0000:01:00.0" });
+  const r = new Recorder(host, { ...options, edu: "0000:01:00.0", third: "0000:00:08.0" });
   leakDescriptors(r, 5);
   const crashed: string[] = [];
   const section = (body: () => void): void => {

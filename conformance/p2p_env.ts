@@ -71,7 +71,10 @@ export class Recorder {
   cdevOpen(bdf: string): number {
     const path = this.os.vfioDevicePath(bdf);
     if (path === undefined) return -1;
+    // The program finds the node by reading a folder of sysfs, whose descriptor is open meanwhile.
+    const folder = must(this.os.open("/dev/null", u.O_RDONLY));
     const fd = this.os.open(path, u.O_RDWR | u.O_CLOEXEC);
+    this.os.close(folder);
     return isErr(fd) ? -1 : fd;
   }
 

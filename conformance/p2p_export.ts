@@ -168,7 +168,7 @@ function theDescriptor(r: Recorder, x: number, size: bigint): void {
     [u.DMA_BUF_SYNC_START, "START"],
     [u.DMA_BUF_SYNC_END, "END"],
   ] as const) {
-    const s = u.DmaBufSync.alloc({ flags: BigInt(edge | u.DMA_BUF_SYNC_RW) });
+    const s = u.DmaBufSync.alloc({ flags: edge | u.DMA_BUF_SYNC_RW });
     r.rec(`DMA_BUF_IOCTL_SYNC(${name}|RW)`, {}, os.ioctlBytes(d, u.DMA_BUF_IOCTL_SYNC, s.bytes));
   }
   os.withMemory((alloc) => {
@@ -177,7 +177,7 @@ function theDescriptor(r: Recorder, x: number, size: bigint): void {
     m.set(name);
     r.rec("DMA_BUF_SET_NAME_B", {}, os.ioctl(d, u.DMA_BUF_SET_NAME_B, m.address));
   });
-  const sync = u.DmaBufExportSyncFile.alloc({ flags: u.DMA_BUF_SYNC_RW, fd: -1 });
+  const sync = u.DmaBufExportSyncFile.alloc({ flags: Number(u.DMA_BUF_SYNC_RW), fd: -1 });
   r.rec("DMA_BUF_IOCTL_EXPORT_SYNC_FILE", {}, os.ioctlBytes(d, u.DMA_BUF_IOCTL_EXPORT_SYNC_FILE, sync.bytes));
   pollRecord(r, d, "poll(dmabuf,IN|OUT,0)", {});
   os.close(d);

@@ -219,7 +219,7 @@ function withoutDomain(r: Recorder, v: Env): number {
 /** Pinned-memory accounting: a child without capabilities and with no MEMLOCK. */
 function unprivileged(r: Recorder, v: Env, p: number): void {
   const child = r.os.fork();
-  child.process.rlimits.memlock = 0;
+  child.process.rlimits.memlock = 0n;
   child.dropPrivileges(1234);
   r.mapFile(v.ifd, v.ioas, p, 0n, 0x4000n, BARIOVA, RWF, "unprivileged child, RLIMIT_MEMLOCK 0: dmabuf", child);
   const m = must(child.memfdCreate("z", 0));

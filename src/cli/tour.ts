@@ -7,7 +7,7 @@
  * memory; which they are is looked up, not assumed.
  */
 import { CallError, type DmaBufHandle, EmbeddedHost, type Ioas, type Iommufd, type Mapping, readMachine, type VfioDevice } from "../client/index.ts";
-import { EDU_DMA_BUFFER, EDU_DMA_CMD, EDU_DMA_COUNT, EDU_DMA_DST, EDU_DMA_SRC } from "../devices/index.ts";
+import { EDU_BUFFER, EDU_DMA_CMD, EDU_DMA_COUNT, EDU_DMA_DST, EDU_DMA_RUN, EDU_DMA_SRC, EDU_DMA_TO_PCI } from "../devices/spec/edu.ts";
 import { hex } from "../lib/index.ts";
 import { formatEvent, type TraceRecord } from "../trace/index.ts";
 import { Narrator } from "./narrator.ts";
@@ -78,8 +78,8 @@ class Tour {
   /** RAM → engine → `iova`; the faults it caused. */
   dma(registers: Mapping, iova: bigint): string[] {
     this.#faults.length = 0;
-    this.#oneDma(registers, RAM_IOVA, EDU_DMA_BUFFER, 1);
-    this.#oneDma(registers, EDU_DMA_BUFFER, iova, 3);
+    this.#oneDma(registers, RAM_IOVA, BigInt(EDU_BUFFER), EDU_DMA_RUN);
+    this.#oneDma(registers, BigInt(EDU_BUFFER), iova, EDU_DMA_RUN | EDU_DMA_TO_PCI);
     return [...this.#faults];
   }
 

@@ -84,13 +84,13 @@ export class EmbeddedHost extends Program<EmbeddedTransport> {
     if (dev === undefined) throw new RangeError(`no device ${address} on this machine; it has ${this.devices.join(", ")}`);
     const table = this.kernel.iommu.requester(dev.rid)?.domain.pageTable;
     const t = table?.translate(iova);
-    const leaf = table?.leafAt(iova);
+    const leaf = [...(table?.walk(iova, iova) ?? [])].find((e) => e.kind === "leaf");
     if (t === undefined || leaf === undefined) return undefined;
     return {
       physical: t.pa,
       pageSize: t.pageSize,
       level: leaf.level,
-      entry: leaf.entry,
+      entry: leaf.value,
       readable: t.readable,
       writable: t.writable,
     };

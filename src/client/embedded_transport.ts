@@ -73,7 +73,7 @@ export class EmbeddedTransport implements Transport {
   }
 
   mmap(fd: number, length: number, prot: number, flags: number, offset: bigint): Mapping | Errno {
-    const address = this.#run(this.process.sys.mmap({ length: BigInt(length), prot, flags, fd, offset }));
+    const address = this.#run(this.process.sys.mmap(0n, BigInt(length), prot, flags, fd, offset));
     return address instanceof Errno ? address : new EmbeddedMapping(this.process, address, length);
   }
 

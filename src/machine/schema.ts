@@ -17,7 +17,8 @@ export function parseSize(size: string | number): bigint {
   return BigInt(digits) * (UNITS[unit] as bigint);
 }
 
-const size = z
+/** A size as descriptions write it. */
+export const sizeSchema = z
   .union([z.number().int().positive(), z.string().regex(/^\d+\s*(B|KiB|MiB|GiB|TiB)$/, 'expected bytes, or a size such as "16 MiB"')])
   .describe('bytes, or a number with a binary unit: "256 B", "16 MiB", "1 GiB"');
 
@@ -75,16 +76,16 @@ const switchNode = z
 const iommu = z
   .strictObject({
     kind: z.enum(["intel-legacy", "intel-scalable", "intel-first-stage", "amd"]).describe("the unit and the page tables its driver writes"),
-    addressWidth: z.union([z.literal(39), z.literal(48), z.literal(57), z.literal(64)]).optional().describe("bits of an IOVA; default 48"),
-    snoopControl: z.boolean().optional().describe("DMA can be forced to snoop the caches; default false"),
-    coherentWalk: z.boolean().optional().describe("the table walker snoops the caches; default false"),
-    pages2m: z.boolean().optional().describe("2 MiB leaves; default true"),
-    pages1g: z.boolean().optional().describe("1 GiB leaves; default true"),
-    dirtyTracking: z.boolean().optional().describe("the unit records which pages DMA wrote; default false"),
-    nesting: z.boolean().optional().describe("domains can be parents of nested ones; default false"),
-    pasid: z.boolean().optional().describe("requests may carry PASIDs; default false"),
-    interruptRemapping: z.boolean().optional().describe("interrupts are isolated per device; default true"),
-    cachingMode: z.boolean().optional().describe("VT-d caching mode, as a hypervisor's unit has it; default false"),
+    addressWidth: z.union([z.literal(39), z.literal(48), z.literal(57), z.literal(64)]).exactOptional().describe("bits of an IOVA; default 48"),
+    snoopControl: z.boolean().exactOptional().describe("DMA can be forced to snoop the caches; default false"),
+    coherentWalk: z.boolean().exactOptional().describe("the table walker snoops the caches; default false"),
+    pages2m: z.boolean().exactOptional().describe("2 MiB leaves; default true"),
+    pages1g: z.boolean().exactOptional().describe("1 GiB leaves; default true"),
+    dirtyTracking: z.boolean().exactOptional().describe("the unit records which pages DMA wrote; default false"),
+    nesting: z.boolean().exactOptional().describe("domains can be parents of nested ones; default false"),
+    pasid: z.boolean().exactOptional().describe("requests may carry PASIDs; default false"),
+    interruptRemapping: z.boolean().exactOptional().describe("interrupts are isolated per device; default true"),
+    cachingMode: z.boolean().exactOptional().describe("VT-d caching mode, as a hypervisor's unit has it; default false"),
   })
   .describe("the unit that translates DMA");
 
@@ -95,7 +96,7 @@ export const machineSchema = z
     $schema: z.string().optional(),
     name: z.string().min(1).describe("what messages call it"),
     description: z.string().optional(),
-    memory: size.optional().describe("RAM; default 1 GiB"),
+    memory: sizeSchema.optional().describe("RAM; default 1 GiB"),
     iommu: iommu.nullable().describe("null: the machine has none"),
     modules: z.array(z.enum(MODULES)).optional().describe("kernel modules loaded at boot; default all"),
     pci: z.strictObject({
