@@ -63,7 +63,8 @@ class Machine extends Rig {
   createList(items: Parameters<typeof UdmabufCreateItem.alloc>[0][], flags = 0, count: number = items.length): number | Errno {
     const bytes = new Uint8Array(UdmabufCreateList.size + items.length * UdmabufCreateItem.size);
     bytes.set(UdmabufCreateList.alloc({ flags, count }).bytes);
-    for (const [i, item] of items.entries()) bytes.set(UdmabufCreateItem.alloc(item).bytes, UdmabufCreateList.size + i * UdmabufCreateItem.size);
+    for (const [i, item] of items.entries())
+      bytes.set(UdmabufCreateItem.alloc(item).bytes, UdmabufCreateList.size + i * UdmabufCreateItem.size);
     return this.run(this.process.sys.ioctl(this.udmabuf, UDMABUF_CREATE_LIST, this.put(bytes)));
   }
 

@@ -5,14 +5,14 @@ import { type DmaBuf, dmaBufPut } from "../../../src/kernel/dma_buf/dma_buf.ts";
 import {
   type DmaBufPages,
   exportPrivateMap,
+  iommufdGlobalDevice,
   ioptMapDmabuf,
   ioptReleaseDmabuf,
-  iommufdGlobalDevice,
   vfioPciDmaBufIommufdMap,
 } from "../../../src/kernel/dma_buf/interconnect.ts";
 import type { PhysVec } from "../../../src/kernel/dma_buf/mapping.ts";
 import { systemHeapAllocate, systemHeapInit } from "../../../src/kernel/dma_buf/system_heap.ts";
-import { EBUSY, ENODEV, EOPNOTSUPP, Errno } from "../../../src/lib/errno.ts";
+import { EBUSY, ENODEV, EOPNOTSUPP, type Errno } from "../../../src/lib/errno.ts";
 import { KernelBug } from "../../../src/lib/kernel_bug.ts";
 import { LockClass } from "../../../src/sched/lockdep.ts";
 import { Mutex } from "../../../src/sched/locks.ts";
@@ -165,7 +165,11 @@ describe("the importer's half", () => {
   });
 
   const undone = (buf: DmaBuf): void => {
-    expect([pages.dmabuf.attach, buf.attachments.length, rig.kernel.modules.refcount("vfio_pci_core")]).toEqual([undefined, 0, vdev.dmabufs.length]);
+    expect([pages.dmabuf.attach, buf.attachments.length, rig.kernel.modules.refcount("vfio_pci_core")]).toEqual([
+      undefined,
+      0,
+      vdev.dmabufs.length,
+    ]);
     expect(pages.dmabuf.phys.len).toBe(0n);
   };
 
