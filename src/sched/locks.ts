@@ -11,7 +11,7 @@
  */
 import { EALREADY, EDEADLK, type Errno } from "../lib/errno.ts";
 import { KernelBug } from "../lib/kernel_bug.ts";
-import { LockClass, type LockLike } from "./lockdep.ts";
+import type { LockClass, LockLike } from "./lockdep.ts";
 import type { Sched } from "./sched.ts";
 import type { PointOp, SchedPoint, Step, Task } from "./task.ts";
 

@@ -13,7 +13,20 @@
 import { EACCES, EEXIST, EISDIR, ENOENT, ENOTDIR, ENXIO, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
-import { O_ACCMODE, O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NOCTTY, O_PATH, O_RDONLY, O_TRUNC } from "../../uapi/index.ts";
+import {
+  F_SEAL_SEAL,
+  O_ACCMODE,
+  O_CLOEXEC,
+  O_CREAT,
+  O_DIRECTORY,
+  O_EXCL,
+  O_NOCTTY,
+  O_PATH,
+  O_RDONLY,
+  O_TRUNC,
+  S_IFCHR,
+  S_IFDIR,
+} from "../../uapi/index.ts";
 import type { Kernel } from "../kernel.ts";
 import { AddressSpace } from "../mm/address_space.ts";
 import { Mm } from "../mm/mm.ts";
@@ -42,9 +55,16 @@ export interface NewFile {
 
 /** What F_GETFL does not show: consumed by open itself. */
 const OPEN_ONLY = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_CLOEXEC;
-const S_IFCHR = 0o020000;
 
 const PATH_OPS: FileOps = { name: "path" };
+/** A directory can be opened and looked at; what is in it, nobody asks here. */
+const DIRECTORY_OPS: FileOps = {
+  name: "directory",
+  *read() {
+    return EISDIR;
+  },
+  stat: () => ({ mode: S_IFDIR | 0o755, nlink: 2 }),
+};
 
 export class Vfs {
   /** Files that exist, those waiting for their release included. */
@@ -168,7 +188,7 @@ export class Vfs {
     const device = this.devices.get(path);
     if (device !== undefined) return yield* this.#openDevice(path, device, flags);
     if (/^\/tmp\/[^/]+$/.test(path)) return this.#openTmp(path, flags, mode);
-    if (isDirectory(path, this.devices)) return (flags & (O_ACCMODE | O_CREAT)) !== 0 && (flags & O_PATH) === 0 ? EISDIR : EACCES;
+    if (isDirectory(path, this.devices)) return this.#openDirectory(path, flags);
     return ENOENT;
   }
 
@@ -203,12 +223,19 @@ export class Vfs {
     return d === undefined ? undefined : { mode: S_IFCHR | (d.mode ?? 0o600), rdev: (d.major << 8) | d.minor };
   }
 
+  #openDirectory(path: string, flags: number): File | Errno {
+    if ((flags & O_PATH) !== 0) return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), path });
+    if ((flags & (O_ACCMODE | O_CREAT)) !== 0) return EISDIR;
+    return this.newFile(DIRECTORY_OPS, { flags, path });
+  }
+
   #openTmp(path: string, flags: number, mode: number): File | Errno {
     let cache = this.tmpfs.get(path);
     if (cache === undefined) {
       if ((flags & O_CREAT) === 0 || (flags & O_PATH) !== 0) return ENOENT;
       cache = new PageCache(this.kernel, path);
       cache.mode = mode & 0o777;
+      cache.seals = F_SEAL_SEAL;
       this.tmpfs.set(path, cache);
     } else if ((flags & O_PATH) === 0) {
       if ((flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0) return EEXIST;

@@ -12,7 +12,7 @@
  *
  * Source: mm/mmap.c, mm/memory.c, mm/gup.c, mm/mprotect.c.
  */
-import { alignUp, PAGE_MASK_N, PAGE_SIZE, PAGE_SIZE_N, type Pfn, type PhysAddr } from "../../lib/addr.ts";
+import { alignUp, minN, PAGE_MASK_N, PAGE_SIZE, PAGE_SIZE_N, type Pfn, type PhysAddr } from "../../lib/addr.ts";
 import { EACCES, EBADF, EEXIST, EFAULT, EINVAL, ENODEV, ENOMEM, EOVERFLOW, EPERM, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
@@ -38,6 +38,8 @@ import { type FaultResult, Vma } from "./vma.ts";
 
 /** One past the highest user address. */
 export const TASK_SIZE = 0x7fff_ffff_f000n;
+/** Mappings grow down from here; above it lies what a stack would need. */
+const MMAP_BASE = 0x7fff_f7ff_f000n;
 const HUGE_SIZE = 0x20_0000n;
 
 /** What a simulated CPU access came to. */
@@ -210,7 +212,7 @@ export class AddressSpace implements UserMemory {
         continue;
       }
       if (vma.pfnmap) return EINVAL;
-      const to = vma.end < end ? vma.end : end;
+      const to = minN(vma.end, end);
       this.zap(vpnOf(at), vpnOf(to), true);
       at = to;
     }
@@ -553,12 +555,12 @@ export class AddressSpace implements UserMemory {
     }
     const hint = alignUp(wish, unit);
     if (wish !== 0n && hint <= TASK_SIZE - length && this.#isFree(hint, hint + length)) return hint;
-    let top = TASK_SIZE;
+    let top = MMAP_BASE;
     for (let i = this.#vmas.length - 1; i >= -1; i--) {
       const below = i < 0 ? 0x1_0000n : (this.#vmas[i] as Vma).end;
       const at = ((top - length) / unit) * unit;
       if (top >= length && at >= below) return at;
-      if (i >= 0) top = (this.#vmas[i] as Vma).start;
+      if (i >= 0) top = minN((this.#vmas[i] as Vma).start, MMAP_BASE);
     }
     return ENOMEM;
   }
