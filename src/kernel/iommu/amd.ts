@@ -46,19 +46,29 @@ const EVENT_PR = 0x010;
 const EVENT_RW = 0x020;
 const EVENT_PE = 0x040;
 
+/** What every domain of a unit has in common. */
+interface AmdTableShape {
+  /** Bits of an IOVA. */
+  readonly width: number;
+  /** Leaf sizes the unit allows; the format lacks some of them. */
+  readonly pgsizes: bigint;
+  /** Leaf sizes in use. */
+  readonly pgsizeBitmap: bigint;
+}
+
 class AmdDomain extends IommuDomain {
   override readonly dirtyOps: IommuDirtyOps | undefined;
 
-  constructor(kernel: Kernel, type: IommuDomainType, width: number, sizes: bigint, dirty: boolean) {
-    const options = { vasz: width, pgsizes: sizes };
+  constructor(kernel: Kernel, type: IommuDomainType, shape: AmdTableShape, dirty: boolean) {
+    const { width: vasz, pgsizes, pgsizeBitmap } = shape;
     super({
       kernel,
       type,
       owner: amdOps,
       id: kernel.iommu.getDomainId(),
-      pgsizeBitmap: pgsizesOf(width, sizes),
-      geometry: { apertureStart: 0n, apertureEnd: (1n << BigInt(width)) - 1n },
-      table: (domain) => new PageTable(amdv1, { ...options, iotlbSync: (gather) => domain.flushGather(gather) }),
+      pgsizeBitmap,
+      geometry: { apertureStart: 0n, apertureEnd: (1n << BigInt(vasz)) - 1n },
+      table: (domain) => new PageTable(amdv1, { vasz, pgsizes, iotlbSync: (gather) => domain.flushGather(gather) }),
     });
     this.dirtyOps = dirty ? pageTableDirtyOps(this) : undefined;
   }
@@ -69,20 +79,11 @@ class AmdDomain extends IommuDomain {
   }
 }
 
-/** What a table of that width can map: asked of the table layer, which knows the format. */
-function pgsizesOf(width: number, sizes: bigint): bigint {
-  const table = new PageTable(amdv1, { vasz: width, pgsizes: sizes });
-  const bitmap = table.pgsizeBitmap;
-  table.destroy();
-  return bitmap;
-}
-
 export class AmdIommu extends IommuUnit {
   /** The extended feature registers. */
   readonly efr: bigint;
   readonly efr2: bigint;
-  readonly #width: number;
-  readonly #sizes: bigint;
+  readonly #shape: AmdTableShape;
   readonly #preBoot: boolean;
 
   constructor(kernel: Kernel, name: string, d: IommuDescription) {
@@ -92,11 +93,13 @@ export class AmdIommu extends IommuUnit {
     if (d.nesting === true || d.pasid === true) efr |= EFR_GIOSUP;
     this.efr = efr;
     this.efr2 = d.nesting === true ? EFR2_GCR3_TRP_MODE : 0n;
-    this.#width = d.addressWidth ?? 48;
-    let sizes = ALL_SIZES;
-    if (d.pages2m === false) sizes = 0x1000n;
-    else if (d.pages1g === false) sizes &= (1n << 30n) - 1n;
-    this.#sizes = sizes;
+    let pgsizes = ALL_SIZES;
+    if (d.pages2m === false) pgsizes = 0x1000n;
+    else if (d.pages1g === false) pgsizes &= (1n << 30n) - 1n;
+    const width = d.addressWidth ?? 48;
+    // The table layer knows which sizes the format has.
+    const { pgsizeBitmap } = new PageTable(amdv1, { vasz: width, pgsizes });
+    this.#shape = { width, pgsizes, pgsizeBitmap };
     this.#preBoot = d.preBootProtection === true;
   }
 
@@ -125,7 +128,7 @@ export class AmdIommu extends IommuUnit {
     const dirty = (flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING) !== 0;
     if (dirty && !this.capable("dirty-tracking")) return EOPNOTSUPP;
     if ((flags & IOMMU_HWPT_ALLOC_NEST_PARENT) !== 0 && !this.#nesting) return EOPNOTSUPP;
-    const domain = new AmdDomain(this.kernel, "unmanaged", this.#width, this.#sizes, dirty);
+    const domain = new AmdDomain(this.kernel, "unmanaged", this.#shape, dirty);
     if (this.kernel.trace.on) {
       this.kernel.trace.emit({ type: "iommu.domain_alloc", domain: domain.id, unit: this.name, device: dev.name, flags });
     }
@@ -133,7 +136,7 @@ export class AmdIommu extends IommuUnit {
   }
 
   override domainAllocDma(_dev: Device): IommuDomain | Errno {
-    return new AmdDomain(this.kernel, "dma", this.#width, this.#sizes, false);
+    return new AmdDomain(this.kernel, "dma", this.#shape, false);
   }
 
   override reservedRegions(_dev: Device): ReservedRegion[] {
