@@ -42,6 +42,7 @@ const EFR2_GCR3_TRP_MODE = 1n << 3n;
 const ALL_SIZES = ~0xfffn;
 
 /** Flags of an IO_PAGE_FAULT event. */
+const EVENT_I = 0x008;
 const EVENT_PR = 0x010;
 const EVENT_RW = 0x020;
 const EVENT_PE = 0x040;
@@ -97,6 +98,7 @@ export class AmdIommu extends IommuUnit {
     if (d.pages2m === false) pgsizes = 0x1000n;
     else if (d.pages1g === false) pgsizes &= (1n << 30n) - 1n;
     const width = d.addressWidth ?? 48;
+    if (width !== 48 && width !== 64) throw new RangeError(`AMD IOMMU of ${width} bits: 48 or 64`);
     // The table layer knows which sizes the format has.
     const { pgsizeBitmap } = new PageTable(amdv1, { vasz: width, pgsizes });
     this.#shape = { width, pgsizes, pgsizeBitmap };
@@ -152,8 +154,8 @@ export class AmdIommu extends IommuUnit {
     return domain.dirtyOps !== undefined && !this.capable("dirty-tracking") ? EINVAL : undefined;
   }
 
-  protected override lastIova(domain: IommuDomain): bigint {
-    return domain.geometry.apertureEnd;
+  protected override inReach(domain: IommuDomain, iova: bigint): boolean {
+    return iova <= domain.geometry.apertureEnd;
   }
 
   protected override decode(facts: FaultFacts, _domain: IommuDomain | undefined): IommuFault {
@@ -181,6 +183,6 @@ function eventOf(cause: FaultCause): readonly [number, string] {
     case "beyond-width":
       return [0, "the address is wider than the table"];
     case "interrupt-window":
-      return [EVENT_PE, "the interrupt window was used for something else than an interrupt"];
+      return [EVENT_I | EVENT_PE, "the interrupt window was used for something else than an interrupt"];
   }
 }

@@ -76,13 +76,16 @@ export function bdfOf(rid: number): string {
   return `0000:${h(rid >> 8, 2)}:${h((rid >> 3) & 31, 2)}.${rid & 7}`;
 }
 
-/** A VT-d fault record; `code` is the reason, `why` its text. */
+/** A VT-d fault record; `code` is the reason, `why` its text. Reasons 0x20 … 0x2f are the interrupt remapper's. */
 export function intelFault(f: FaultFacts, code: number, why: string): IommuFault {
   const access = f.write ? "DMA Write" : "DMA Read";
   const pasid = f.pasid === NO_PASID ? "NO_PASID" : `PASID ${hex(f.pasid)}`;
   const page = f.iova & ~0xfffn;
   const codeText = `0x${code.toString(16).padStart(2, "0")}`;
-  const text = `DMAR: [${access} ${pasid}] Request device [${f.device}] fault addr ${hex(page)} [fault reason ${codeText}] ${why}`;
+  const remap = code >= 0x20 && code < 0x30;
+  const text = remap
+    ? `DMAR: [INTR-REMAP] Request device [${f.device}] fault index ${hex(f.iova >> 48n)} [fault reason ${codeText}] ${why}`
+    : `DMAR: [${access} ${pasid}] Request device [${f.device}] fault addr ${hex(page)} [fault reason ${codeText}] ${why}`;
   return new IommuFault({ ...f, reason: code, why, text });
 }
 

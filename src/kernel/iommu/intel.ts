@@ -63,6 +63,7 @@ const SIZE_1G = 1n << 30n;
 /** CAP_REG of a described unit. */
 export function capRegister(d: IommuDescription): bigint {
   const width = d.addressWidth ?? 48;
+  if (width > 57) throw new RangeError(`VT-d of ${width} bits: 39, 48 or 57`);
   // SAGAW: bit 1 is a 3-level table (39 bits), bit 2 a 4-level, bit 3 a 5-level one.
   const sagaw = width >= 57 ? 0b1110n : width >= 48 ? 0b0110n : 0b0010n;
   let cap = CAP_BASE | (sagaw << 8n) | (BigInt(width - 1) << 16n);
@@ -130,6 +131,8 @@ export class IntelDomain extends IommuDomain {
       table: (domain) =>
         new PageTable(first ? x86_64 : vtdss, {
           vasz: o.width,
+          // A first stage has four levels at least, however narrow the addresses.
+          topLevel: o.width > 48 ? 4 : first || o.width > 39 ? 3 : 2,
           pgsizes: o.pgsizeBitmap,
           signExtend: first,
           incoherent: o.incoherent,
@@ -223,10 +226,11 @@ export class IntelIommu extends IommuUnit {
     return domain.stage === "first" ? this.#acceptsFirstStage(domain) : this.#acceptsSecondStage(domain);
   }
 
-  protected override lastIova(domain: IommuDomain): bigint {
+  protected override inReach(domain: IommuDomain, iova: bigint): boolean {
+    if (iova <= domain.geometry.apertureEnd) return true;
     // A first-stage table also takes the upper canonical half.
-    if (domain instanceof IntelDomain && domain.stage === "first") return U64_MAX;
-    return domain.geometry.apertureEnd;
+    if (!(domain instanceof IntelDomain) || domain.stage === "second") return false;
+    return iova > U64_MAX - domain.geometry.apertureEnd - 1n;
   }
 
   protected override decode(facts: FaultFacts, domain: IommuDomain | undefined): IommuFault {

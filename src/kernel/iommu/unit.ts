@@ -125,8 +125,8 @@ export abstract class IommuUnit {
   /** Regions a device must not have mapped, in ascending order. */
   abstract reservedRegions(dev: Device): ReservedRegion[];
 
-  /** Last address that can reach a domain of this unit. */
-  protected abstract lastIova(domain: IommuDomain): bigint;
+  /** The address fits the domain's table, whether or not anything is mapped there. */
+  protected abstract inReach(domain: IommuDomain, iova: bigint): boolean;
 
   hwInfo(dev: Device, type: number = IOMMU_HW_INFO_TYPE_DEFAULT): IommuHwInfo | Errno {
     const info = this.hwInfoData(type);
@@ -201,7 +201,11 @@ export abstract class IommuUnit {
 
   /** One access of a device: where it goes, or why it does not. */
   translate(r: Requester, iova: bigint, write: boolean, pasid: number): Translation | IommuFault {
-    if (iova <= MSI_WINDOW_LAST && iova >= MSI_WINDOW_START) return this.#fault(r, iova, write, pasid, undefined, "interrupt-window");
+    if (iova <= MSI_WINDOW_LAST && iova >= MSI_WINDOW_START) {
+      // Without remapping the window leads to the interrupt controllers untranslated; with it, what is no message is refused.
+      if (!this.isolatedMsi) return { pa: iova, last: MSI_WINDOW_LAST };
+      return this.#fault(r, iova, write, pasid, undefined, "interrupt-window");
+    }
     const domain = pasid === NO_PASID ? r.domain : r.pasids?.get(pasid)?.domain;
     if (domain === undefined) return this.#fault(r, iova, write, pasid, undefined, "no-pasid");
     if (domain.type === "identity") return { pa: iova, last: 0xffff_ffff_ffff_ffffn };
@@ -214,7 +218,7 @@ export abstract class IommuUnit {
   }
 
   #walk(r: Requester, domain: IommuDomain, iova: bigint, write: boolean, pasid: number): Translation | IommuFault {
-    if (iova > this.lastIova(domain)) return this.#fault(r, iova, write, pasid, domain, "beyond-width");
+    if (!this.inReach(domain, iova)) return this.#fault(r, iova, write, pasid, domain, "beyond-width");
     const leaf = domain.pageTableOrNone?.translate(iova);
     if (leaf === undefined) return this.#fault(r, iova, write, pasid, domain, "not-present");
     if (write && !leaf.writable) return this.#fault(r, iova, write, pasid, domain, "write-denied");

@@ -126,6 +126,20 @@ describe("a fault", () => {
     expect(m.iommu.translate(dev.rid, 0x2000n, false)).toMatchObject({ pa: 0x2000n });
   });
 
+  it("tells an address that no first-stage table can hold from one that it does not", () => {
+    const m = miniKernel({ kind: "intel-first-stage" });
+    const dev = m.device(1);
+    attachNew(m, dev);
+    for (const [iova, reason] of [
+      [0x7fff_ffff_f000n, 0x71],
+      [0x8000_0000_0000n, 0x80],
+      [0xffff_7fff_ffff_f000n, 0x80],
+      [0xffff_8000_0000_0000n, 0x71],
+    ] as const) {
+      expect(m.iommu.translate(dev.rid, iova, true)).toMatchObject({ reason });
+    }
+  });
+
   it("is counted by reason and heard by listeners", () => {
     const m = miniKernel({ kind: "intel-legacy" });
     const dev = m.device(1);
@@ -150,7 +164,13 @@ describe("a fault", () => {
     const domain = attachNew(m, dev);
     expect(m.iommu.translate(0x1234, 0n, true)).toMatchObject({ device: "0000:12:06.4", cause: "no-domain", reason: 2 });
     domain.map(0xfee0_0000n, 0x1000n, 0x1000n, RW);
-    expect(m.iommu.translate(dev.rid, 0xfee0_0000n, true)).toMatchObject({ cause: "interrupt-window" });
+    expect(m.iommu.translate(dev.rid, 0xfee0_0000n, true)).toMatchObject({
+      cause: "interrupt-window",
+      text: expect.stringMatching(/^DMAR: \[INTR-REMAP\] Request device \[0000:01:00.0\] fault index 0x0 \[fault reason 0x25\]/),
+    });
+    const plain = miniKernel({ kind: "intel-legacy", interruptRemapping: false });
+    plain.device(1);
+    expect(plain.iommu.translate(0x100, 0xfee0_1000n, true)).toEqual({ pa: 0xfee0_1000n, last: 0xfeef_ffffn });
   });
 });
 

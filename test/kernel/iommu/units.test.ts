@@ -181,3 +181,37 @@ it.each([39, 48, 57] as const)("gives a legacy unit of %i bits that aperture", (
   expect(m.iommu.translate(0x100, last, false)).toMatchObject({ pa: 0x4000n });
   expect(m.iommu.translate(0x100, domain.geometry.apertureEnd + 1n, false)).toMatchObject({ reason: 4 });
 });
+
+it("maps up to the last byte of 64 bits on an AMD unit that has them", () => {
+  const m = miniKernel({ kind: "amd", addressWidth: 64 });
+  const domain = attachNew(m, m.device(1));
+  expect(domain.geometry.apertureEnd).toBe(0xffff_ffff_ffff_ffffn);
+  expect(domain.map(0xffff_ffff_ffff_f000n, 0x4000n, 0x1000n, 3)).toBeUndefined();
+  expect(m.iommu.translate(0x100, 0xffff_ffff_ffff_fff8n, true)).toEqual({ pa: 0x4ff8n, last: 0xffff_ffff_ffff_ffffn });
+  expect(domain.unmap(0xffff_ffff_ffff_f000n, 0x1000n)).toBe(0x1000n);
+  expect(m.iommu.translate(0x100, 0xffff_ffff_ffff_fff8n, true)).toMatchObject({ cause: "not-present" });
+});
+
+it.each<IommuDescription>([
+  { kind: "intel-legacy", addressWidth: 64 },
+  { kind: "amd", addressWidth: 39 },
+])("refuses widths that $kind never has", (description) => {
+  expect(() => miniKernel(description)).toThrow(RangeError);
+});
+
+it("maps with pages no larger than the unit has", () => {
+  for (const [description, sizes] of [
+    [{ kind: "intel-legacy", pages1g: false }, 0x20_1000n],
+    [{ kind: "intel-legacy", pages2m: false, pages1g: false }, 0x1000n],
+    [{ kind: "intel-first-stage" }, 0x4020_1000n],
+    [{ kind: "amd", pages2m: false }, 0x1000n],
+  ] as const) {
+    const m = miniKernel(description);
+    const domain = attachNew(m, m.device(1));
+    expect(domain.pgsizeBitmap).toBe(sizes);
+    expect(domain.pageTable.pgsizeBitmap).toBe(sizes);
+    domain.map(0n, 0n, 0x4000_0000n, 3);
+    const largest = [0x4000_0000n, 0x20_0000n, 0x1000n].find((s) => (sizes & s) !== 0n) ?? 0n;
+    expect(m.iommu.translate(0x100, 0x234n, true)).toMatchObject({ last: largest - 1n });
+  }
+});
