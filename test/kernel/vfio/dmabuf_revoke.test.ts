@@ -7,7 +7,7 @@ import { vfioPciDmaBufIommufdMap } from "../../../src/kernel/dma_buf/interconnec
 import { Usage } from "../../../src/kernel/dma_buf/resv.ts";
 import type { P2pdmaProvider } from "../../../src/kernel/pci/p2pdma.ts";
 import { type VfioPciDmaBuf, vfioPciDmaBufCleanup, vfioPciDmaBufMove } from "../../../src/kernel/vfio/pci/vfio_pci_dmabuf.ts";
-import { EMFILE, ENODEV, EOPNOTSUPP, Errno } from "../../../src/lib/errno.ts";
+import { EINVAL, EMFILE, ENODEV, ENOENT, EOPNOTSUPP, EOVERFLOW, Errno } from "../../../src/lib/errno.ts";
 import { KernelBug } from "../../../src/lib/kernel_bug.ts";
 import type { Step, Task } from "../../../src/sched/task.ts";
 import { Importer, ok, plainDevice, Rig } from "../dma_buf/support.ts";
@@ -411,6 +411,25 @@ it("a full descriptor table releases the buffer through the ordinary path, once 
   expect([vdev.registrations.count, vdev.dmabufs.length]).toEqual([1, 0]);
   expect(rig.leaks()).toEqual({});
   expect(rig.typesOf("dma_buf.release")).toHaveLength(1);
+});
+
+it("a device that is being unregistered exports nothing: ENODEV, after the ranges were found good", () => {
+  vdev.unregistering = true;
+  expect(vdev.feature([{ offset: 0n, length: 0x1000n }])).toBe(ENODEV);
+  expect(vdev.feature([{ offset: 0n, length: 0x100_0000n }])).toBe(EINVAL);
+  rig.kernel.modules.unload("vfio_pci_core");
+  expect(vdev.feature([{ offset: 0n, length: 0x1000n }])).toBe(ENODEV);
+  vdev.unregistering = false;
+  expect(vdev.feature([{ offset: 0n, length: 0x1000n }])).toBe(ENOENT);
+  expect([vdev.registrations.count, rig.leaks()]).toEqual([1, {}]);
+});
+
+it("an end that wraps the address space is EOVERFLOW where the BAR lies high enough", () => {
+  vdev.start = 0xffff_ffff_ffff_0000n;
+  vdev.length = 0x8000n;
+  expect(vdev.feature([{ offset: 0xf000n, length: 0x1000n }])).toBe(EOVERFLOW);
+  expect(vdev.feature([{ offset: 0x7000n, length: 0x2000n }])).toBe(EINVAL);
+  expect(vdev.feature([{ offset: 0x1_0000n, length: 0x1000n }])).toBe(EOVERFLOW);
 });
 
 describe("what the exporter answers (spec section 3)", () => {
