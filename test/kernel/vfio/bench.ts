@@ -71,6 +71,12 @@ export class TinyModel extends PciModel {
     super();
     this.description = description;
   }
+  /** As a physical function. */
+  makeVf(): PciModel {
+    const vf = this.description.extended?.sriov?.vf;
+    if (vf === undefined) throw new Error("no virtual functions");
+    return new TinyModel(vf);
+  }
   override attach(port: PciPort): void {
     this.port = port;
   }
