@@ -124,7 +124,11 @@ describe("resets", () => {
     expect(m.nvme.resetMethods).toEqual(["flr", "bus"]);
     expect(m.run(m.nvme.tryResetFunction())).toBeUndefined();
     expect(r32(m.nvme, 0xe04)).toBe(0);
+    const before = m.kernel.sched.now;
     expect(m.run(m.nvme.resetBus())).toBe(ENOTTY);
+    // Recorded: 1.04 s.
+    expect(m.kernel.sched.now - before).toBeGreaterThan(1_000_000_000);
+    expect(m.kernel.sched.now - before).toBeLessThan(1_300_000_000);
   });
 
   it("of edu and ivshmem: by the bus only, and their state survives", () => {
