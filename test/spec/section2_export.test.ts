@@ -247,8 +247,7 @@ describe("success", () => {
     const { b, buf } = made({ openFlags: 2 });
     const { sys } = b.process;
     const at = b.user(new Uint8Array(16));
-    for (const body of [sys.read(buf, at, 16), sys.write(buf, at, 16), sys.mmap(0n, PAGE, PROT_READ, 1, buf)]) {
-      expect((b.run(body) as Errno).name).toBe("EINVAL");
-    }
+    const answers = [b.run(sys.read(buf, at, 16)), b.run(sys.write(buf, at, 16)), b.run(sys.mmap(0n, PAGE, PROT_READ, 1, buf))];
+    expect(answers.map((a) => (a as Errno).name)).toEqual(["EINVAL", "EINVAL", "EINVAL"]);
   });
 });

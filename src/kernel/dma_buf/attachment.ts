@@ -14,7 +14,6 @@
  *
  * Source: drivers/dma-buf/dma-buf.c ("locking convention"), spec section 3.
  */
-import type { Errno as ErrnoT } from "../../lib/errno.ts";
 import { EBUSY, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
@@ -77,7 +76,7 @@ export function* dmaBufDynamicAttach(
   dev: Device | undefined,
   importerOps?: DmaBufAttachOps,
   importerPriv?: unknown,
-): Step<DmaBufAttachment | ErrnoT> {
+): Step<DmaBufAttachment | Errno> {
   if (dev === undefined) throw new KernelBug("dma_buf_attach without a device");
   const att = new DmaBufAttachment(dmabuf, dev, importerOps, importerPriv);
   const { trace } = dmabuf.kernel;
@@ -117,7 +116,7 @@ export function* dmaBufDetach(dmabuf: DmaBuf, att: DmaBufAttachment): Step<void>
 }
 
 /** Keeps the memory where it is until `dmaBufUnpin`; for dynamic importers. Reservation held. The exporter's answer. */
-export function dmaBufPin(att: DmaBufAttachment): ErrnoT | undefined {
+export function dmaBufPin(att: DmaBufAttachment): Errno | undefined {
   const { dmabuf } = att;
   bugOn(!att.isDynamic, "dma_buf_pin by a static importer");
   dmabuf.resv.assertHeld();
@@ -145,11 +144,11 @@ export function dmaBufUnpin(att: DmaBufAttachment): void {
  * `dmaBufUnmapAttachment`. Reservation held. The exporter's answer, or EINTR
  * when a static importer's wait for fences is interrupted.
  */
-export function* dmaBufMapAttachment(att: DmaBufAttachment, dir: DmaDirection): Step<SgTable | ErrnoT> {
+export function* dmaBufMapAttachment(att: DmaBufAttachment, dir: DmaDirection): Step<SgTable | Errno> {
   const { dmabuf } = att;
   const { trace } = dmabuf.kernel;
   dmabuf.resv.assertHeld();
-  const refused = (err: ErrnoT): ErrnoT => {
+  const refused = (err: Errno): Errno => {
     if (trace.on) trace.emit({ type: "dma_buf.map_refused", ino: dmabuf.ino, importer: att.dev.name, errno: err.name });
     return err;
   };
@@ -191,7 +190,7 @@ export function* dmaBufUnmapAttachment(att: DmaBufAttachment, sgt: SgTable, dir:
 }
 
 /** `dmaBufMapAttachment` by a caller that does not hold the reservation. */
-export function* dmaBufMapAttachmentUnlocked(att: DmaBufAttachment, dir: DmaDirection): Step<SgTable | ErrnoT> {
+export function* dmaBufMapAttachmentUnlocked(att: DmaBufAttachment, dir: DmaDirection): Step<SgTable | Errno> {
   yield* att.dmabuf.resv.lock();
   try {
     return yield* dmaBufMapAttachment(att, dir);
