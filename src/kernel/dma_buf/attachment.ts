@@ -18,7 +18,7 @@ import { EBUSY, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import type { Device } from "../device.ts";
-import { type DmaBuf, dmaBufStats } from "./buffer.ts";
+import type { DmaBuf } from "./buffer.ts";
 import type { SgTable } from "./mapping.ts";
 import { Usage } from "./resv.ts";
 
@@ -89,7 +89,7 @@ export function* dmaBufDynamicAttach(
   }
   yield* dmabuf.resv.lock();
   dmabuf.attachments.unshift(att);
-  dmaBufStats(dmabuf.kernel).attachments++;
+  dmabuf.stats.attachments++;
   dmabuf.resv.unlock();
   if (trace.on) {
     trace.emit({ type: "dma_buf.attach", ino: dmabuf.ino, importer: dev.name, dynamic: att.isDynamic, peer2peer: att.peer2peer });
@@ -106,7 +106,7 @@ export function* dmaBufDetach(dmabuf: DmaBuf, att: DmaBufAttachment): Step<void>
     bugOn(i < 0, `${att.dev.name} is detached twice`);
     bugOn(att.pins > 0 || att.maps > 0, `${att.dev.name} is detached with ${att.maps} maps and ${att.pins} pins`);
     dmabuf.attachments.splice(i, 1);
-    dmaBufStats(dmabuf.kernel).attachments--;
+    dmabuf.stats.attachments--;
   } finally {
     dmabuf.resv.unlock();
   }
@@ -171,7 +171,7 @@ export function* dmaBufMapAttachment(att: DmaBufAttachment, dir: DmaDirection): 
     }
   }
   att.maps++;
-  dmaBufStats(dmabuf.kernel).sgTables++;
+  dmabuf.stats.sgTables++;
   if (trace.on) trace.emit({ type: "dma_buf.map", ino: dmabuf.ino, importer: att.dev.name, entries: sgt.entries });
   return sgt;
 }
@@ -182,7 +182,7 @@ export function* dmaBufUnmapAttachment(att: DmaBufAttachment, sgt: SgTable, dir:
   dmabuf.resv.assertHeld();
   bugOn(att.maps === 0, `${att.dev.name} unmaps what it has not mapped`);
   att.maps--;
-  dmaBufStats(dmabuf.kernel).sgTables--;
+  dmabuf.stats.sgTables--;
   yield* dmabuf.ops.unmapDmaBuf(att, sgt, dir);
   if (pinsOnMap(att)) dmabuf.ops.unpin?.(att);
   const { trace } = dmabuf.kernel;

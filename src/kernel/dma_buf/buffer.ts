@@ -58,6 +58,8 @@ export interface DmaBufExportInfo {
 
 export class DmaBuf {
   readonly kernel: Kernel;
+  /** What its kernel counts. */
+  readonly stats: DmaBufStats;
   /** Tells one buffer from another: 1 for the first since boot. */
   readonly ino: number;
   readonly size: bigint;
@@ -74,9 +76,10 @@ export class DmaBuf {
   /** A poll waits for the signal of a fence, and holds a reference: per direction. */
   readonly pollArmed: { in: boolean; out: boolean } = { in: false, out: false };
 
-  constructor(kernel: Kernel, info: DmaBufExportInfo, ino: number, fileOps: FileOps) {
+  constructor(kernel: Kernel, info: DmaBufExportInfo, fileOps: FileOps) {
     this.kernel = kernel;
-    this.ino = ino;
+    this.stats = dmaBufStats(kernel);
+    this.ino = this.stats.nextIno();
     this.size = info.size;
     this.ops = info.ops;
     this.expName = info.expName;
@@ -128,7 +131,7 @@ export function dmaBufStats(kernel: Kernel): DmaBufStats {
 export function* dmaBufRelease(dmabuf: DmaBuf): Step<void> {
   const { kernel } = dmabuf;
   if (dmabuf.pollArmed.in || dmabuf.pollArmed.out) throw new KernelBug("a dma-buf is released while a poll holds it");
-  dmaBufStats(kernel).buffers.delete(dmabuf);
+  dmabuf.stats.buffers.delete(dmabuf);
   if (kernel.trace.on) kernel.trace.emit({ type: "dma_buf.release", ino: dmabuf.ino });
   yield* dmabuf.ops.release(dmabuf);
   if (dmabuf.attachments.length > 0) {

@@ -13,7 +13,7 @@ import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { File } from "../fs/file.ts";
 import type { Process } from "../fs/process.ts";
 import type { Kernel } from "../kernel.ts";
-import { DmaBuf, type DmaBufExportInfo, dmaBufStats } from "./buffer.ts";
+import { DmaBuf, type DmaBufExportInfo } from "./buffer.ts";
 import { dmaBufFileOps } from "./dma_buf_file.ts";
 
 export { DmaBuf, type DmaBufExportInfo, type DmaBufOps, dmaBufBeginCpuAccess, dmaBufEndCpuAccess, dmaBufStats } from "./buffer.ts";
@@ -25,9 +25,8 @@ export { DmaBuf, type DmaBufExportInfo, type DmaBufOps, dmaBufBeginCpuAccess, dm
 export function dmaBufExport(kernel: Kernel, info: DmaBufExportInfo): DmaBuf | Errno {
   if ((info.ops.pin === undefined) !== (info.ops.unpin === undefined)) throw new KernelBug(`${info.expName}: pin without unpin`);
   if (!kernel.modules.tryGet(info.owner)) return ENOENT;
-  const stats = dmaBufStats(kernel);
-  const dmabuf = new DmaBuf(kernel, info, stats.nextIno(), dmaBufFileOps);
-  stats.buffers.add(dmabuf);
+  const dmabuf = new DmaBuf(kernel, info, dmaBufFileOps);
+  dmabuf.stats.buffers.add(dmabuf);
   if (kernel.trace.on) kernel.trace.emit({ type: "dma_buf.export", ino: dmabuf.ino, exporter: info.expName, size: info.size });
   return dmabuf;
 }

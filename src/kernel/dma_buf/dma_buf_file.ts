@@ -41,7 +41,7 @@ import {
 import type { File, FileOps } from "../fs/file.ts";
 import { copyFromUser, copyToUser } from "../mm/user_memory.ts";
 import type { DmaDirection } from "./attachment.ts";
-import { type DmaBuf, dmaBufBeginCpuAccess, dmaBufEndCpuAccess, dmaBufRelease, dmaBufStats } from "./buffer.ts";
+import { type DmaBuf, dmaBufBeginCpuAccess, dmaBufEndCpuAccess, dmaBufRelease } from "./buffer.ts";
 import { unwrapFence } from "./fence.ts";
 import { Usage, usageRw } from "./resv.ts";
 import { syncFileCreate, syncFileGetFence } from "./sync_file.ts";
@@ -167,7 +167,7 @@ function exportSyncFile(dmabuf: DmaBuf, arg: bigint): Errno | undefined {
   if (!isReadWrite(a.flags)) return EINVAL;
   const fd = files.getUnused(O_CLOEXEC);
   if (fd instanceof Errno) return fd;
-  const { fences } = dmaBufStats(kernel);
+  const { fences } = dmabuf.stats;
   const fence = dmabuf.resv.singleton(kernel.sched, fences, usageRw(hasWrite(a.flags)));
   const file = syncFileCreate(kernel, fence ?? fences.stub());
   a.fd = fd;

@@ -36,7 +36,7 @@ import {
   SyncMergeData,
   SyncSetDeadline,
 } from "../../../src/uapi/index.ts";
-import { Exporter, ok, Rig } from "./support.ts";
+import { Exporter, Importer, ok, plainDevice, Rig } from "./support.ts";
 
 const text = (bytes: Uint8Array): string => String.fromCharCode(...bytes.subarray(0, bytes.indexOf(0)));
 const cString = (s: string): Uint8Array => Uint8Array.from([...s, "\0"].map((c) => c.charCodeAt(0)));
@@ -94,6 +94,12 @@ describe("a buffer", () => {
     const { ops } = new Exporter();
     expect(rig.call(() => dmaBufExport(rig.kernel, { expName: "x", owner: "gone", ops, size: 4096n, flags: 0, priv: 1 }))).toBe(ENOENT);
     expect(rig.kernel.fs.openFiles).toBe(0);
+  });
+
+  it("that is released while attached is a bug: an importer must hold a reference", () => {
+    const { rig, buf, fd, sys } = setUp();
+    ok(rig.run(new Importer(plainDevice()).attach(buf)));
+    expect(() => rig.run(sys.close(fd))).toThrow(/with 1 attachments/);
   });
 
   it("of an exporter with pin but not unpin is a bug", () => {
@@ -374,6 +380,9 @@ describe("sync files", () => {
     expect(merge({ pad: 1 })).toBe(EINVAL);
     expect(merge({ fd2: s.fd })).toBe(ENOENT);
     expect(s.ioctl(SYNC_IOC_MERGE, 8n, first)).toBe(EFAULT);
+    const readOnly = s.rig.put(SyncMergeData.alloc({ fd2: second }).bytes);
+    s.rig.run(s.sys.mprotect(readOnly, 4096n, PROT_READ));
+    expect(s.ioctl(SYNC_IOC_MERGE, readOnly, first)).toBe(EFAULT);
     expect(s.rig.process.files.size).toBe(size);
     expect(infoOf(s, ok(merge({})), 8)).toMatchObject({ name: "both", count: 2, status: 0 });
   });

@@ -3,11 +3,21 @@ import { describe, expect, it } from "vitest";
 import type { Device } from "../../../src/kernel/device.ts";
 import { type DmaBufAttachment, dmaBufDynamicAttach } from "../../../src/kernel/dma_buf/attachment.ts";
 import { type DmaBuf, dmaBufExport } from "../../../src/kernel/dma_buf/dma_buf.ts";
-import { freeSgt, MAX_SG_ENTRY, type PhysVec, pageRuns, physVecToSgt, type SgTable } from "../../../src/kernel/dma_buf/mapping.ts";
+import {
+  freeRamSgt,
+  freeSgt,
+  MAX_SG_ENTRY,
+  type PhysVec,
+  pageRuns,
+  physVecToSgt,
+  ramToSgt,
+  type SgTable,
+} from "../../../src/kernel/dma_buf/mapping.ts";
 import { type P2pdmaProvider, pcimP2pdmaInit, pcimP2pdmaProvider } from "../../../src/kernel/pci/p2pdma.ts";
+import type { PciDev } from "../../../src/kernel/pci/pci_dev.ts";
 import type { PciNode } from "../../../src/kernel/pci/topology.ts";
 import { type Pfn, type PhysAddr, physAddr } from "../../../src/lib/addr.ts";
-import { EINVAL, ENOMEM, Errno } from "../../../src/lib/errno.ts";
+import { EINVAL, EIO, ENOMEM, Errno } from "../../../src/lib/errno.ts";
 import { KernelBug } from "../../../src/lib/kernel_bug.ts";
 import type { Step } from "../../../src/sched/task.ts";
 import { endpoint, FULL, machine, rootPort, switchOf, type TestMachine } from "../pci/machine.ts";
@@ -181,6 +191,40 @@ describe("over the root", () => {
     expect(p.importer.iommuGroup?.defaultDomain?.iovaToPhys(at as bigint)).toBeUndefined();
     expect(ok(p.map([vec(p.bar, 0x2000n)])).entries[0]?.address).toBe(at);
   });
+});
+
+it("RAM for a device behind an IOMMU is mapped block by block, cacheable, and the device reads it", () => {
+  const p = new Peers(overTheRoot, { iommu: true });
+  const { frames } = p.m.kernel;
+  const pages = [frames.alloc(), frames.alloc(), frames.alloc()];
+  frames.writeFrame(pages[2] as Pfn, 0, Uint8Array.of(7));
+  const runs = pageRuns([pages[2], pages[0], pages[1]] as Pfn[]);
+  const sgt = ok(p.locked(() => ramToSgt(p.importer, runs, "to_device")));
+  expect(sgt.entries.map((e) => e.length)).toEqual(runs.map((r) => r.len));
+  // READ and CACHE.
+  expect(p.m.eventsOf("iommu.map").every((e) => e.prot === 5)).toBe(true);
+  const dst = new Uint8Array(1);
+  const address = sgt.entries[0]?.address as bigint;
+  const importer = p.importer as PciDev;
+  importer.enable();
+  importer.setMaster(true);
+  expect(p.m.model(p.importer.name).port.dmaRead(address, dst)).toBe(true);
+  expect(dst[0]).toBe(7);
+  p.locked(() => freeRamSgt(p.importer, sgt));
+  expect(p.m.model(p.importer.name).port.dmaRead(address, dst)).toBe(false);
+});
+
+it("RAM that a device cannot address is EIO, or ENOMEM when its IOVAs run out; what was mapped before is undone", () => {
+  const runs = [vec(0x1000n, 0x1000n), vec(0x1_0000_0000n, 0x1000n)];
+  const bare = new Peers(overTheRoot);
+  bare.importer.dmaMask = 0xffff_ffffn;
+  expect(bare.locked(() => ramToSgt(bare.importer, runs, "from_device"))).toBe(EIO);
+  const p = new Peers(overTheRoot, { iommu: true });
+  p.importer.dmaMask = 0x1fffn;
+  expect(p.locked(() => ramToSgt(p.importer, runs, "from_device"))).toBe(ENOMEM);
+  expect(p.importer.iommuGroup?.defaultDomain?.iovaToPhys(0x1000n)).toBeUndefined();
+  p.importer.dmaMask = 0xffff_ffffn;
+  expect(p.locked(() => ramToSgt(p.importer, [vec(1n << 60n, 0x1000n)], "from_device"))).toBe(ENOMEM);
 });
 
 it("a device that is on no bus cannot be reached: EINVAL", () => {
