@@ -7,7 +7,7 @@
  *
  * Source: fs/eventfd.c.
  */
-import { U64_MAX } from "../../lib/addr.ts";
+import { minN, U64_MAX } from "../../lib/addr.ts";
 import { EAGAIN, EFAULT, EINVAL, Errno } from "../../lib/errno.ts";
 import { Refcount } from "../../sched/refcount.ts";
 import { WaitQueue } from "../../sched/wait.ts";
@@ -50,7 +50,8 @@ export class EventfdCtx {
   signal(n = 1): void {
     const room = U64_MAX - this.count;
     const add = BigInt(n);
-    this.count += add < room ? add : room;
+    this.count += minN(add, room);
+    this.trace();
     this.changed();
   }
 
@@ -61,10 +62,14 @@ export class EventfdCtx {
     return n;
   }
 
-  /** Whoever waits looks again. */
-  changed(): void {
+  /** Tells the trace that the count grew. */
+  trace(): void {
     const { trace } = this.kernel;
     if (trace.on) trace.emit({ type: "fs.eventfd_signal", path: `eventfd#${this.id}`, count: this.count });
+  }
+
+  /** Whoever waits looks again. */
+  changed(): void {
     this.waiters.wakeUp();
     this.pollQueue.wakeUp();
   }
@@ -104,6 +109,7 @@ const EVENTFD_OPS: FileOps = {
       if (e !== undefined) return e;
     }
     c.count += n;
+    c.trace();
     c.changed();
     return 8;
   },

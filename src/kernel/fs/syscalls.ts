@@ -58,6 +58,8 @@ const DEFAULT_POLL = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM;
 const SETFL = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
 /** What fdinfo says of the mount: one number for all. */
 const MNT_ID = 15;
+/** The inode that all files without one of their own share. */
+const ANON_INO = 1023;
 
 /** One entry of poll's array; `revents` is written. */
 export interface PollEntry {
@@ -325,7 +327,7 @@ export class Syscalls {
     return {
       mode: s?.mode ?? 0o600,
       size: s?.size ?? 0n,
-      ino: s?.ino ?? 0,
+      ino: s?.ino ?? ANON_INO,
       nlink: s?.nlink ?? 1,
       rdev: s?.rdev ?? 0,
       blksize: s?.blksize ?? 4096,
@@ -409,7 +411,7 @@ export class Syscalls {
     const file = files.getRaw(fd);
     if (file instanceof Errno) return file;
     const flags = file.flags | (files.cloexec(fd) ? O_CLOEXEC : 0);
-    const ino = file.ops.stat?.(file).ino ?? 0;
+    const ino = file.ops.stat?.(file).ino ?? ANON_INO;
     const common = [`pos:\t${file.pos & U64_MAX}`, `flags:\t0${flags.toString(8)}`, `mnt_id:\t${MNT_ID}`, `ino:\t${ino}`];
     return [...common, ...(file.ops.fdinfo?.(file) ?? [])].map((l) => `${l}\n`).join("");
   }

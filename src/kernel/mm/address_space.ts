@@ -622,7 +622,8 @@ export class AddressSpace implements UserMemory {
   /** Calls `f` for the entries of pages [first, end); `f` may delete its own. */
   #eachPte(first: number, end: number, f: (vpn: number, pte: Pte) => void): void {
     if (end - first <= this.#ptes.size) {
-      for (let vpn = first; vpn < end; vpn++) {
+      // Backwards: frames that are freed are handed out again from the last one on.
+      for (let vpn = end - 1; vpn >= first; vpn--) {
         const pte = this.#ptes.get(vpn);
         if (pte !== undefined) f(vpn, pte);
       }

@@ -155,7 +155,8 @@ export class PageCache {
 
   #dropFrom(index: number): void {
     if (this.huge) index = Math.ceil(index / HUGE_PAGES) * HUGE_PAGES;
-    for (const [i, pfn] of this.#pages) {
+    // The frame freed last is handed out first: backwards, so that the next file gets them in order.
+    for (const [i, pfn] of [...this.#pages].reverse()) {
       if (i < index) continue;
       this.#pages.delete(i);
       this.kernel.frames.put(pfn);
