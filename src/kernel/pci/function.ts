@@ -315,9 +315,9 @@ export class PciFunction {
     const memory = this.model.barMemory(bar);
     const msix = this.msix;
     if (msix !== undefined && msix.touches(bar, offset, dst.length))
-      this.#pieces(bar, offset, dst.length, 8, (o, n, at) => put(dst, at, n, msix.read(bar, o, n) ?? this.#modelRead(bar, o, n)));
+      this.#pieces(offset, dst.length, 8, (o, n, at) => put(dst, at, n, msix.read(bar, o, n) ?? this.#modelRead(bar, o, n)));
     else if (memory !== undefined) memory.read(offset, dst);
-    else this.#pieces(bar, offset, dst.length, d.accessSize ?? 8, (o, n, at) => put(dst, at, n, this.model.barRead(bar, o, n)));
+    else this.#pieces(offset, dst.length, d.accessSize ?? 8, (o, n, at) => put(dst, at, n, this.model.barRead(bar, o, n)));
     return true;
   }
 
@@ -327,11 +327,11 @@ export class PciFunction {
     const memory = this.model.barMemory(bar);
     const msix = this.msix;
     if (msix !== undefined && msix.touches(bar, offset, src.length)) {
-      this.#pieces(bar, offset, src.length, 8, (o, n, at) => {
+      this.#pieces(offset, src.length, 8, (o, n, at) => {
         if (!msix.write(bar, o, n, get(src, at, n))) this.#modelWrite(bar, o, src.subarray(at, at + n));
       });
     } else if (memory !== undefined) memory.write(offset, src);
-    else this.#pieces(bar, offset, src.length, d.accessSize ?? 8, (o, n, at) => this.model.barWrite(bar, o, n, get(src, at, n)));
+    else this.#pieces(offset, src.length, d.accessSize ?? 8, (o, n, at) => this.model.barWrite(bar, o, n, get(src, at, n)));
     return true;
   }
 
@@ -363,7 +363,7 @@ export class PciFunction {
   }
 
   /** Splits an access into naturally aligned ones of at most `largest` bytes. */
-  #pieces(_bar: number, offset: number, length: number, largest: number, access: (offset: number, size: number, at: number) => void): void {
+  #pieces(offset: number, length: number, largest: number, access: (offset: number, size: number, at: number) => void): void {
     for (let at = 0; at < length; ) {
       const o = offset + at;
       let n = largest;
@@ -417,9 +417,8 @@ export class PciFunction {
   reset(kind: ResetKind): void {
     const outcome = this.template.description.reset?.[kind] ?? "works";
     this.#powerOnState(kind);
-    // A bus reset that "fails" is a link that does not come back in time: see `linkFailed`.
-    if (kind !== "bus" || outcome === "dead") this.#readyAt = this.#readyTime(outcome);
-    else if (typeof outcome === "object") this.#readyAt = this.#readyTime(outcome);
+    // A bus reset that "fails" is a link that does not come back in time: the function itself answers.
+    this.#readyAt = this.#readyTime(kind === "bus" && outcome === "fails" ? "works" : outcome);
     if (this.kernel.trace.on) this.kernel.trace.emit({ type: "pci.hw_reset", device: this.name, kind });
   }
 

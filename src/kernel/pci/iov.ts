@@ -118,7 +118,6 @@ function addVf(iov: PciIov, index: number, rid: number): void {
   });
   iov.vfs.push(vf);
   pf.kernel.pci.add(vf);
-  fn.updateDecode();
 }
 
 /** Unbinds and removes all VFs; a VF's driver may keep it waiting. */

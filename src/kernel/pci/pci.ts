@@ -3,7 +3,7 @@
  *
  * `build` makes the machine's functions from a topology, as boot firmware and
  * the kernel's scan together would leave them: numbered, with addresses in
- * their BARs, ACS enabled where ports have it, decoding off. Drivers are
+ * their BARs, decoding, ACS enabled where ports have it, no bus mastering. Drivers are
  * registered later and bound by name, by id, or all at once.
  *
  * Source: drivers/pci/{probe,remove,search}.c; the work is in topology.ts,
@@ -87,6 +87,7 @@ export class PciSubsystem {
     this.#byRid.set(dev.rid, dev);
     joinIommuGroup(dev);
     dev.fn.attachModel();
+    dev.fn.updateDecode();
   }
 
   /** Takes a function off its bus; its driver is gone already. */

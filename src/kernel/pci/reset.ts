@@ -27,8 +27,6 @@ import {
   PCI_BRIDGE_CTL_BUS_RESET,
   PCI_COMMAND,
   PCI_COMMAND_INTX_DISABLE,
-  PCI_EXP_DEVCAP,
-  PCI_EXP_DEVCAP_FLR,
   PCI_EXP_DEVCTL,
   PCI_EXP_DEVCTL_BCR_FLR,
   PCI_PM_CTRL,
@@ -53,14 +51,23 @@ interface Method {
 
 const description = (dev: PciDev) => dev.fn.template.description;
 
+/** Whether config space answers; says so in the log when not. */
+function configAccessible(dev: PciDev, what: string): boolean {
+  if (dev.configRead(PCI_COMMAND, 4) !== 0xffff_ffff) return true;
+  dev.kernel.printk(`${dev.name}: Device config space inaccessible; unable to ${what}`);
+  return false;
+}
+
 function probeFlr(dev: PciDev): Errno | undefined {
   if (dev.pcieCap === 0 || description(dev).noFlrReset === true) return ENOTTY;
-  return (dev.configRead(dev.pcieCap + PCI_EXP_DEVCAP, 4) & PCI_EXP_DEVCAP_FLR) !== 0 ? undefined : ENOTTY;
+  // DEVCAP as it was read at boot.
+  return description(dev).capabilities?.pcie?.flr === true ? undefined : ENOTTY;
 }
 
 function* flr(dev: PciDev): Step<Errno | undefined> {
   const no = probeFlr(dev);
   if (no !== undefined) return no;
+  if (!configAccessible(dev, "FLR")) return ENOTTY;
   const at = dev.pcieCap + PCI_EXP_DEVCTL;
   dev.configWrite(at, 2, dev.configRead(at, 2) | PCI_EXP_DEVCTL_BCR_FLR);
   yield* dev.kernel.sched.sleep(100 * MS);
@@ -154,6 +161,7 @@ function* saveAndDisable(dev: PciDev): Step<void> {
   dev.lock.assertHeld();
   prepare(dev);
   yield* setPowerState(dev, D0);
+  if (!configAccessible(dev, "save state")) return;
   dev.saveState();
   dev.configWrite(PCI_COMMAND, 2, PCI_COMMAND_INTX_DISABLE);
 }

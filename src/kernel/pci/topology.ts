@@ -8,7 +8,14 @@
  *
  * Source: drivers/pci/probe.c, setup-bus.c (their results, not their method).
  */
-import { PCI_ACS_CTRL, PCI_BASE_ADDRESS_0, PCI_COMMAND, PCI_COMMAND_IO, PCI_COMMAND_MEMORY, PCI_COMMAND_SERR } from "../../uapi/pci_regs.ts";
+import {
+  PCI_ACS_CTRL,
+  PCI_BASE_ADDRESS_0,
+  PCI_COMMAND,
+  PCI_COMMAND_IO,
+  PCI_COMMAND_MEMORY,
+  PCI_COMMAND_SERR,
+} from "../../uapi/pci_regs.ts";
 import { defaultAcsControl } from "./acs.ts";
 import { acsBits } from "./acs_flags.ts";
 import { bdfName, ridOf } from "./bdf.ts";
@@ -109,9 +116,9 @@ export function planTopology(topology: PciTopology): Plan {
 const DEFAULT_ACS: readonly AcsFlag[] = ["SV", "TB", "RR", "CR", "UF", "DT"];
 const DEFAULT_MMIO32: Windows[number] = { base: 0xc000_0000n, length: 0x3e00_0000n };
 const DEFAULT_MMIO64: Windows[number] = { base: 0x3800_0000_0000n, length: 0x800_0000_0000n };
-/** PC firmware leaves every endpoint decoding, with SERR# on, as SeaBIOS does. */
+/** PC firmware leaves every function decoding, with SERR# on, as SeaBIOS does. */
 const FIRMWARE_COMMAND = PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_SERR;
-const IO_WINDOW: Windows[number] = { base: 0xc000n, length: 0x4000n };
+const IO_WINDOW: Windows[number] = { base: 0x1000n, length: 0xf000n };
 
 /** QEMU's ids, which people know from lspci. */
 const PORT_IDS: Readonly<Record<PortKind, { readonly vendor: number; readonly device: number; readonly name: string }>> = {
@@ -215,7 +222,7 @@ class Planner {
     const bytes = t.bytes.slice();
     const view = new DataView(bytes.buffer);
     if (d.multifunction) bytes[0x0e] = (bytes[0x0e] as number) | 0x80;
-    if (d.secondary < 0) view.setUint16(PCI_COMMAND, FIRMWARE_COMMAND, true);
+    view.setUint16(PCI_COMMAND, FIRMWARE_COMMAND, true);
     for (let i = 0; i < NUM_BARS; i++) {
       const r = resources[i];
       if (r === undefined || r.length === 0n) continue;
@@ -340,8 +347,8 @@ function resourcesOf(t: ConfigTemplate, starts: readonly (bigint | undefined)[])
         length: t.description.rom.size,
         flags: { io: false, mem: true, prefetch: false, mem64: false, rom: true, enabled: false },
       });
-    } else if (b === undefined || start === undefined) out.push(NO_RESOURCE);
-    else out.push({ start, length: b.size, flags: flagsOf(b) });
+    } else if (b === undefined) out.push(NO_RESOURCE);
+    else out.push({ start: start ?? 0n, length: b.size, flags: flagsOf(b) });
   }
   return out;
 }

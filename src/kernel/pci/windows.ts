@@ -28,11 +28,24 @@ export interface Assigned {
   readonly windows: readonly BridgeWindow[];
 }
 
+interface Item {
+  readonly size: bigint;
+  readonly align: bigint;
+  readonly put: (at: bigint) => void;
+}
+
+interface Layout {
+  readonly size: bigint;
+  readonly align: bigint;
+  readonly items: readonly Item[];
+  readonly place: (base: bigint) => void;
+}
+
 const MEMORY_STEP = 0x10_0000n;
 const IO_STEP = 0x1000n;
 const EMPTY: BridgeWindow = { start: 1n, last: 0n };
 
-/** RangeError, naming the pool, when one is too small. */
+/** RangeError, naming the pool, when one of memory is too small; I/O BARs that do not fit stay without an address. */
 export function assignAddresses(claims: readonly Claim[], pools: Windows): Assigned[] {
   const starts: (bigint | undefined)[][] = claims.map(() => []);
   const windows: BridgeWindow[][] = claims.map((c) => (c.bridge ? [EMPTY, EMPTY] : []));
@@ -41,8 +54,8 @@ export function assignAddresses(claims: readonly Claim[], pools: Windows): Assig
   for (const pool of [0, 1, 2] as const) {
     const step = pool === 2 ? IO_STEP : MEMORY_STEP;
     /** What a bus needs: in order of placement, with its place relative to the bus's start. */
-    const layout = (parent: number): { size: bigint; align: bigint; place: (base: bigint) => void } => {
-      const items: { size: bigint; align: bigint; put: (at: bigint) => void }[] = [];
+    const layout = (parent: number): Layout => {
+      const items: Item[] = [];
       for (const i of children(parent)) {
         const claim = claims[i] as Claim;
         const mine = starts[i] as (bigint | undefined)[];
@@ -79,18 +92,33 @@ export function assignAddresses(claims: readonly Claim[], pools: Windows): Assig
           it.put(base + (offsets[k] as bigint));
         });
       };
-      return { size, align: items[0]?.align ?? 1n, place };
+      return { size, align: items[0]?.align ?? 1n, place, items };
     };
     const all = layout(-1);
     const range = pools[pool];
     if (range === undefined || all.size === 0n) continue;
+    if (pool === 2) {
+      placeWhatFits(all.items, range);
+      continue;
+    }
     const base = alignUp(range.base, all.align);
     if (base + all.size > range.base + range.length) {
       throw new RangeError(
-        `the BARs need ${hex(all.size)} bytes of ${["32-bit", "64-bit prefetchable", "I/O"][pool]} space from ${hex(base)}; there are ${hex(range.length)} from ${hex(range.base)}`,
+        `the BARs need ${hex(all.size)} bytes of ${pool === 0 ? "32-bit" : "64-bit prefetchable"} space from ${hex(base)}; there are ${hex(range.length)} from ${hex(range.base)}`,
       );
     }
     all.place(base);
   }
   return claims.map((_, i) => ({ starts: starts[i] ?? [], windows: windows[i] ?? [] }));
+}
+
+/** I/O ports are scarce: who comes too late goes without, and cannot be enabled. */
+function placeWhatFits(items: readonly Item[], range: Windows[number]): void {
+  let next = range.base;
+  for (const it of items) {
+    const at = alignUp(next, it.align);
+    if (at + it.size > range.base + range.length) continue;
+    it.put(at);
+    next = at + it.size;
+  }
 }

@@ -30,6 +30,8 @@ import {
 import { alone, endpoint, FULL, machine, PLAIN, read32, rootPort, write32 } from "./machine.ts";
 
 const DEV = "0000:01:00.0";
+/** As firmware leaves it: I/O, memory, SERR#. */
+const FIRMWARE = 0x103;
 
 describe("config space of a function", () => {
   it("answers what its description says", () => {
@@ -38,7 +40,7 @@ describe("config space of a function", () => {
     expect(d.configRead(PCI_CLASS_REVISION, 4)).toBe(0x00ff_0010);
     expect(d.configRead(PCI_SUBSYSTEM_ID, 2)).toBe(0x1100);
     expect(d.configRead(PCI_HEADER_TYPE, 1)).toBe(0);
-    expect(d.configRead(PCI_COMMAND, 2)).toBe(0);
+    expect(d.configRead(PCI_COMMAND, 2)).toBe(FIRMWARE);
   });
 
   it("has 4096 bytes with a PCIe capability and 256 without, and zeros above", () => {
@@ -113,25 +115,34 @@ describe("config space of a function", () => {
   it("changes exactly the writable bits, whatever the width of the write", () => {
     const t = configTemplate(FULL);
     fc.assert(
-      fc.property(fc.integer({ min: 0, max: 1023 }), fc.constantFrom(1, 2, 4), fc.integer({ min: 0, max: 3 }), fc.integer(), (dword, size, sub, raw) => {
-        const off = dword * 4 + (sub - (sub % size));
-        // PM, FLR and MSI do more than store; they have tests of their own.
-        fc.pre(Array.from({ length: size }, (_, i) => t.effect[off + i]).every((e) => e === 0));
-        const d = alone(FULL).dev(DEV);
-        const before = Array.from({ length: size }, (_, i) => d.configRead(off + i, 1));
-        d.configWrite(off, size as 1 | 2 | 4, raw >>> 0);
-        before.forEach((old, i) => {
-          const v = (raw >>> (8 * i)) & 0xff;
-          const m = t.rw[off + i] as number;
-          expect(d.configRead(off + i, 1)).toBe(((old & ~m) | (v & m)) & ~((t.w1c[off + i] as number) & v));
-        });
-      }),
+      fc.property(
+        fc.integer({ min: 0, max: 1023 }),
+        fc.constantFrom(1, 2, 4),
+        fc.integer({ min: 0, max: 3 }),
+        fc.integer(),
+        (dword, size, sub, raw) => {
+          const off = dword * 4 + (sub - (sub % size));
+          // PM, FLR and MSI do more than store; they have tests of their own.
+          fc.pre(Array.from({ length: size }, (_, i) => t.effect[off + i]).every((e) => e === 0));
+          const d = alone(FULL).dev(DEV);
+          const before = Array.from({ length: size }, (_, i) => d.configRead(off + i, 1));
+          d.configWrite(off, size as 1 | 2 | 4, raw >>> 0);
+          before.forEach((old, i) => {
+            const v = (raw >>> (8 * i)) & 0xff;
+            const m = t.rw[off + i] as number;
+            expect(d.configRead(off + i, 1)).toBe(((old & ~m) | (v & m)) & ~((t.w1c[off + i] as number) & v));
+          });
+        },
+      ),
       { numRuns: 200 },
     );
   });
 
   it("refuses a description whose BARs or capabilities cannot be", () => {
-    const bad = (more: object): (() => unknown) => () => configTemplate({ ...PLAIN, ...more });
+    const bad =
+      (more: object): (() => unknown) =>
+      () =>
+        configTemplate({ ...PLAIN, ...more });
     expect(bad({ bars: [{ index: 5, size: 0x1000n, kind: "mem64" }] })).toThrow("BAR 5 does not exist");
     expect(bad({ bars: [{ index: 0, size: 0x1001n, kind: "mem32" }] })).toThrow("power of two");
     expect(bad({ extended: { acs: ["SV"] } })).toThrow("need a PCIe capability");
@@ -143,8 +154,8 @@ describe("config space of a function", () => {
     const a = machine(topology).dev(DEV);
     const b = machine(topology).dev(DEV);
     a.configWrite(PCI_COMMAND, 2, PCI_COMMAND_MASTER);
-    expect(b.configRead(PCI_COMMAND, 2)).toBe(0);
-    expect(machine(topology).dev(DEV).configRead(PCI_COMMAND, 2)).toBe(0);
+    expect(b.configRead(PCI_COMMAND, 2)).toBe(FIRMWARE);
+    expect(machine(topology).dev(DEV).configRead(PCI_COMMAND, 2)).toBe(FIRMWARE);
     expect(configTemplate(FULL).bytes[PCI_COMMAND]).toBe(0);
   });
 });
@@ -154,6 +165,7 @@ describe("decoding of BARs", () => {
     const m = alone(FULL);
     const d = m.dev(DEV);
     const start = d.resources[0]?.start ?? 0n;
+    d.configWrite(PCI_COMMAND, 2, 0);
     expect(m.kernel.phys.at(start)).toBe("none");
     expect(read32(d, 0, 0)).toBe(0xffff_ffff);
     expect(write32(d, 0, 0, 1)).toBe(false);
@@ -163,7 +175,12 @@ describe("decoding of BARs", () => {
     expect(read32(d, 0, 8)).toBe(0xabcd);
     d.configWrite(PCI_COMMAND, 2, 0);
     expect(m.kernel.phys.at(start)).toBe("none");
-    expect(m.eventsOf("pci.decode").filter((e) => e.bar === 0).map((e) => e.on)).toEqual([true, false]);
+    expect(
+      m
+        .eventsOf("pci.decode")
+        .filter((e) => e.bar === 0)
+        .map((e) => e.on),
+    ).toEqual([false, true, false]);
   });
 
   it("follows the address in the register", () => {

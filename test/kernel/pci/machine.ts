@@ -1,15 +1,10 @@
 /** A small machine for these tests: a kernel, a topology of test functions, and a task to run calls on. */
+
+import type { IommuDescription } from "../../../src/kernel/iommu/iommu.ts";
 import { Kernel } from "../../../src/kernel/kernel.ts";
 import type { PciDev } from "../../../src/kernel/pci/pci_dev.ts";
-import {
-  type PciFunctionDescription,
-  PciModel,
-  type PciPort,
-  type ResetKind,
-  SparseMemory,
-} from "../../../src/kernel/pci/pci_model.ts";
+import { type PciFunctionDescription, PciModel, type PciPort, type ResetKind, SparseMemory } from "../../../src/kernel/pci/pci_model.ts";
 import type { PciNode, PciTopology } from "../../../src/kernel/pci/topology.ts";
-import type { IommuDescription } from "../../../src/kernel/iommu/iommu.ts";
 import { physAddr } from "../../../src/lib/addr.ts";
 import type { Step } from "../../../src/sched/task.ts";
 import type { TraceEvent } from "../../../src/trace/events.ts";
