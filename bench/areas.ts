@@ -90,23 +90,33 @@ class Bench {
     this.#ioctl(IOMMU_IOAS_UNMAP, this.#unmap.bytes);
   }
 
-  /** ns per pair of calls, the best of five rounds: pages all over the space, each unmapped and mapped again. */
-  pairs(areas: number, calls: number): number {
+  /** ns per pair of calls the best of seven rounds. */
+  pairs(areas: number, calls: number, pair: (iova: bigint) => void): number {
     let best = Number.POSITIVE_INFINITY;
     let at = 1;
-    for (let round = 0; round < 5; round++) {
+    for (let round = 0; round < 7; round++) {
       const from = process.hrtime.bigint();
       for (let i = 0; i < calls; i++) {
         // A multiplicative step visits the areas in no order.
         at = (at * 48271) % 2147483647;
-        const iova = BASE + BigInt(at % areas) * STRIDE;
-        this.unmap(iova);
-        this.map(iova);
+        pair(BASE + BigInt(at % areas) * STRIDE);
       }
       best = Math.min(best, Number(process.hrtime.bigint() - from) / calls);
     }
     return best;
   }
+
+  /** One more area between two others, and away with it. */
+  readonly between = (iova: bigint): void => {
+    this.map(iova + LENGTH);
+    this.unmap(iova + LENGTH);
+  };
+
+  /** One of the areas makes room for a new one. */
+  readonly replace = (iova: bigint): void => {
+    this.unmap(iova);
+    this.map(iova);
+  };
 }
 
 /** Bytes of a plain object of ten fields, as the measure to compare with. */
@@ -127,14 +137,19 @@ export function run(args: string[]): void {
     for (; areas < to; areas++) bench.map(BASE + BigInt(areas) * STRIDE);
   };
   grow(1);
-  bench.pairs(1, calls);
-  const one = bench.pairs(1, calls);
-  process.stdout.write(`MAP_FILE + UNMAP, 1 area: ${one.toFixed(0)} ns\n`);
+  for (const pair of [bench.between, bench.replace]) bench.pairs(1, calls, pair);
+  const one = bench.pairs(1, calls, bench.between);
   const empty = heap();
+  process.stdout.write(`MAP_FILE + UNMAP with 1 area there: ${one.toFixed(0)} ns\n`);
   for (const n of [1_000, most]) {
     grow(n);
-    const ns = bench.pairs(n, calls);
-    process.stdout.write(`MAP_FILE + UNMAP, ${n} areas: ${ns.toFixed(0)} ns, ${(ns / one).toFixed(2)} of one area\n`);
+    for (const [what, pair] of [
+      ["of one more", bench.between],
+      ["of one of them", bench.replace],
+    ] as const) {
+      const ns = bench.pairs(n, calls, pair);
+      process.stdout.write(`MAP_FILE + UNMAP ${what} with ${n} areas there: ${ns.toFixed(0)} ns, ${(ns / one).toFixed(2)} of with one\n`);
+    }
   }
   const bytes = (heap() - empty) / (areas - 1);
   const plain = plainObject();

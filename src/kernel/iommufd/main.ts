@@ -14,7 +14,7 @@
  *
  * Source: drivers/iommu/iommufd/main.c.
  */
-import { EINVAL, ENOTTY, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
+import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   IOMMU_DESTROY,
@@ -67,7 +67,7 @@ import {
 import type { AnyStruct, StructView } from "../../uapi/struct.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import type { Kernel } from "../kernel.ts";
-import { copyStructFromUser, getUserU32 } from "../mm/user_memory.ts";
+import { checkZeroedUser, copyFromUser, getUserU32 } from "../mm/user_memory.ts";
 import { changeProcess } from "./change_process.ts";
 import { IommufdCtx } from "./ctx.ts";
 import { getHwInfo } from "./device.ts";
@@ -85,6 +85,11 @@ interface Op {
   /** Bytes a caller must give at least: up to the end of this member. */
   readonly minSize: number;
   execute(ucmd: Ucmd, cmd: StructView): Step<Errno | undefined>;
+  /**
+   * Structures not in use: a call takes one, or makes one, and gives it back. A
+   * fresh buffer per call would make the garbage collector walk a large heap often.
+   */
+  readonly spare: StructView[];
 }
 
 const COMMANDS = IOMMUFD_CMD_IOAS_NOIOMMU_GET_PA - IOMMUFD_CMD_BASE + 1;
@@ -93,7 +98,7 @@ const table: (Op | undefined)[] = new Array<Op | undefined>(COMMANDS).fill(undef
 function add<S extends AnyStruct>(cmd: number, struct: S, lastMember: string, execute: UcmdHandler<ReturnType<S["over"]>>): void {
   const minSize = (struct.offsets[lastMember] ?? Number.NaN) + (struct.widths[lastMember] ?? Number.NaN);
   if (Number.isNaN(minSize)) throw new RangeError(`${struct.name} has no member ${lastMember}`);
-  table[(cmd & 0xff) - IOMMUFD_CMD_BASE] = { cmd, struct, minSize, execute: execute as Op["execute"] };
+  table[(cmd & 0xff) - IOMMUFD_CMD_BASE] = { cmd, struct, minSize, execute: execute as Op["execute"], spare: [] };
 }
 
 // biome-ignore lint/correctness/useYield: a handler may sleep; this one does not.
@@ -134,11 +139,24 @@ function* ioctl(f: File, cmd: number, arg: bigint): Step<number | Errno> {
   const op = table[nr];
   if (op === undefined || op.cmd !== cmd) return ENOTTY;
   if (userSize < op.minSize) return EINVAL;
-  const view = copyStructFromUser(kernel, op.struct, arg, userSize);
-  if (view instanceof Errno) return view;
-  const e = yield* op.execute({ ctx, ubuffer: arg, userSize }, view);
+  const view = op.spare.pop() ?? op.struct.over(new Uint8Array(op.struct.size));
+  const bad = copyIn(kernel, view.bytes, arg, userSize);
+  const e = bad ?? (yield* op.execute({ ctx, ubuffer: arg, userSize }, view));
+  op.spare.push(view);
   if (kernel.trace.on) kernel.trace.emit({ type: "iommufd.ioctl", ctx: ctx.serial, command: op.struct.name, errno: e?.name });
   return e ?? 0;
+}
+
+/** Fills a command's structure; E2BIG for a caller's that is longer and not zero there, EFAULT. */
+function copyIn(kernel: Kernel, bytes: Uint8Array, arg: bigint, userSize: number): Errno | undefined {
+  const size = bytes.length;
+  if (userSize > size) {
+    const zero = checkZeroedUser(kernel, arg + BigInt(size), userSize - size);
+    if (zero instanceof Errno) return zero;
+    if (!zero) return E2BIG;
+  }
+  if (userSize < size) bytes.fill(0, userSize);
+  return copyFromUser(kernel, userSize < size ? bytes.subarray(0, userSize) : bytes, arg) > 0 ? EFAULT : undefined;
 }
 
 function* release(f: File): Step<void> {
