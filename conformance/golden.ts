@@ -14,7 +14,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { EmbeddedHost, readMachine } from "../src/client/index.ts";
-import { O_RDWR } from "../src/uapi/index.ts";
+import { F_DUPFD, O_RDWR } from "../src/uapi/index.ts";
 import { type Difference, knownDifferences } from "./differences.ts";
 import { type CallRecord, must, Recorder } from "./p2p_env.ts";
 import { sectionExport } from "./p2p_export.ts";
@@ -33,15 +33,22 @@ const EXPORTERS = [
 
 const TRIGGERS: readonly Trigger[] = ["cmd", "cmd4", "reset", "close", "d3", "lowpower", "hotreset", "flr"];
 
-/** Descriptors that a section which is not driven left open in the recorded process. */
-function leakDescriptors(r: Recorder, n: number): void {
-  for (let i = 0; i < n; i++) must(r.os.open("/dev/null", O_RDWR));
+/** Leaves `n` descriptors open, at the lowest free numbers from `from` on, as the recorded process had them. */
+function leakDescriptors(r: Recorder, n: number, from: number): void {
+  const fd = must(r.os.open("/dev/null", O_RDWR));
+  for (let i = 0; i < n; i++) must(r.os.fcntl(fd, F_DUPFD, from));
+  r.os.close(fd);
 }
+
+/** Standard streams, the record file and the kernel's log. */
+const OWN_DESCRIPTORS = 5;
+/** Descriptors that the program has open while it is in a section. */
+const SECTION_DESCRIPTORS = 4;
 
 export function drive(options: (typeof EXPORTERS)[number]): { records: CallRecord[]; crashed: string[] } {
   const host = EmbeddedHost.boot(readMachine("oracle"));
   const r = new Recorder(host, { ...options, edu: "0000:01:00.0", third: "0000:00:08.0" });
-  leakDescriptors(r, 5);
+  for (let i = 0; i < OWN_DESCRIPTORS; i++) must(r.os.open("/dev/null", O_RDWR));
   const crashed: string[] = [];
   const section = (body: () => void): void => {
     try {
@@ -54,7 +61,7 @@ export function drive(options: (typeof EXPORTERS)[number]): { records: CallRecor
   section(() => sectionMap(r));
   section(() => sectionCopy(r));
   // `access` needs the kernel's test ioctls: not driven. It leaves two dma-bufs open.
-  leakDescriptors(r, 2);
+  leakDescriptors(r, 2, OWN_DESCRIPTORS + SECTION_DESCRIPTORS);
   section(() => sectionProcess(r));
   section(() => sectionDomains(r));
   for (const t of TRIGGERS) section(() => sectionRevoke(r, t));

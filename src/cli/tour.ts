@@ -59,7 +59,7 @@ class Tour {
     } catch (e) {
       if (!(e instanceof CallError)) throw e;
       this.n.call(text, `-1 ${e.errno.name}`);
-      this.n.event(e.message.slice(e.message.indexOf(": ") + 2));
+      this.n.event(e.meaning);
       this.check(e.errno.name === errno, `refused with ${errno}`);
     }
   }
@@ -247,12 +247,12 @@ function refusedWhileOff(t: Tour, ioas: Ioas, buffer: DmaBufHandle): void {
   const { n, peer } = t;
   n.step("While memory is off, the dma-buf cannot be mapped");
   peer.setMemoryEnabled(false);
-  n.call("config write: COMMAND.MEMORY = 0", "2");
+  n.call("pwrite(config, COMMAND with MEMORY off)", "2");
   t.expectErrno(`IOMMU_IOAS_MAP_FILE(fd ${buffer.fd}, iova ${hex(BAR_IOVA + 0x1000000n)})`, "ENODEV", () =>
     ioas.mapFile(buffer, { length: MAP_LENGTH, iova: BAR_IOVA + 0x1000000n }),
   );
   peer.setMemoryEnabled(true);
-  n.call("config write: COMMAND.MEMORY = 1", "2");
+  n.call("pwrite(config, COMMAND with MEMORY on)", "2");
   t.check(t.host.lookUp(t.engine.address, BAR_IOVA) === undefined, "the old mapping stays dead: a revoke is for good");
   t.expectErrno(`IOMMU_IOAS_MAP_FILE(fd ${buffer.fd}, iova ${hex(BAR_IOVA)})`, "EEXIST", () =>
     ioas.mapFile(buffer, { length: MAP_LENGTH, iova: BAR_IOVA }),

@@ -10,10 +10,13 @@ export class CallError extends Error {
   readonly call: string;
   readonly args: CallArguments;
   readonly errno: Errno;
+  /** What the errno means for this call. */
+  readonly meaning: string;
 
   constructor(call: string, args: CallArguments, errno: Errno) {
-    const why = explain(call, errno) ?? errno.meaning;
-    super(`${call}(${formatArguments(args)}) failed with ${errno.name}: ${why}`);
+    const meaning = explain(call, errno) ?? errno.meaning;
+    super(`${call}(${formatArguments(args)}) failed with ${errno.name}: ${meaning}`);
+    this.meaning = meaning;
     this.name = "CallError";
     this.call = call;
     this.args = args;
