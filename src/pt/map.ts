@@ -118,20 +118,22 @@ function fill(tree: PtTree, t: PtTable, first: number, end: number, lin: number,
 function fillRuns(tree: PtTree, t: PtTable, first: number, end: number, lin: number, oa: number, size: number): number {
   const w = t.words;
   const item = itemLg2(t.level);
-  const run = pow2(size - item);
+  const run = 1 << (size - item);
   // The size is the run of ones below the address: n - 1 of them for 2^n granules.
   const ones = pow2(size - 1) - 1;
   const bitsLo = tree.leafLo | tree.format.nextLevelMask;
   for (let i = first; i < end; i += run) {
     const done = (i - first) * pow2(item);
-    if (!clearWay(tree, t, i, run, lin + done)) return i - first;
+    const last = 2 * (i + run);
+    let present = 0;
+    for (let j = 2 * i; j < last; j += 2) present |= w[j] as number;
+    if (present !== 0 && !clearWay(tree, t, i, run, lin + done)) return i - first;
     const field = oa + done + ones;
     const lo = (modPow2(field, 20) * 4096) | bitsLo;
     const hi = Math.floor(field / 1048576) | tree.leafHi;
-    for (let j = 2 * i; j < 2 * (i + run); j += 2) {
-      w[j] = lo;
-      w[j + 1] = hi;
-    }
+    w[2 * i] = lo;
+    w[2 * i + 1] = hi;
+    for (let n = 2; n < 2 * run; n *= 2) w.copyWithin(2 * i + n, 2 * i, 2 * i + n);
   }
   return end - first;
 }
@@ -140,7 +142,7 @@ function fillRuns(tree: PtTree, t: PtTable, first: number, end: number, lin: num
 function clearWay(tree: PtTree, t: PtTable, first: number, n: number, lin: number): boolean {
   const w = t.words;
   for (let i = first; i < first + n; i++) {
-    if (w[2 * i] === 0) continue;
+    if (((w[2 * i] as number) | 0) === 0) continue;
     const child = t.level === 0 ? null : (t.children[i] as PtTable | null);
     if (child === null || !isEmpty(child)) return false;
     const gather = new PtGather();
