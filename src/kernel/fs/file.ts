@@ -55,8 +55,6 @@ export interface FileOps {
   /** Lines of /proc/PID/fdinfo after the common ones. */
   fdinfo?(f: File): string[];
   stat?(f: File): FileStat;
-  /** Opens the same object again through /proc/self/fd/N, with other flags. Absent: ENXIO. */
-  reopen?(f: File, flags: number): File | Errno;
   /** The pages of a file that can be pinned as such (memfd, tmpfs). */
   pageCache?(f: File): PageCache;
 }

@@ -37,7 +37,7 @@ import {
 import type { Kernel } from "../kernel.ts";
 import { HUGE_SHIFT, PageCache } from "../mm/page_cache.ts";
 import { copyFromUser, copyToUser } from "../mm/user_memory.ts";
-import type { File, FileOps } from "./file.ts";
+import type { File, FileOps, FileStat } from "./file.ts";
 
 const ALL_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_EXEC;
 const MAX_SIZE = 0x7fff_ffff_ffff_f000n;
@@ -162,24 +162,22 @@ const CACHE_OPS: FileOps = {
     cacheOf(f).put();
   },
 
-  stat(f) {
-    const c = cacheOf(f);
-    return {
-      mode: S_IFREG | c.mode,
-      size: c.size,
-      ino: c.ino,
-      nlink: f.path.endsWith(" (deleted)") ? 0 : 1,
-      blksize: c.huge ? 1 << HUGE_SHIFT : PAGE_SIZE,
-      blocks: BigInt(c.resident) * 8n,
-    };
-  },
-
-  reopen(f, flags) {
-    return cacheFile(cacheOf(f).get(), flags, f.path);
-  },
+  stat: (f) => cacheStat(cacheOf(f), f.path),
 
   pageCache: cacheOf,
 };
+
+/** What fstat tells of a file with this content. */
+export function cacheStat(c: PageCache, path: string): FileStat {
+  return {
+    mode: S_IFREG | c.mode,
+    size: c.size,
+    ino: c.ino,
+    nlink: path.endsWith(" (deleted)") ? 0 : 1,
+    blksize: c.huge ? 1 << HUGE_SHIFT : PAGE_SIZE,
+    blocks: BigInt(c.resident) * 8n,
+  };
+}
 
 /** An open file over `cache`, whose reference it takes over. */
 export function cacheFile(cache: PageCache, flags: number, path: string): File {

@@ -10,11 +10,12 @@
  *
  * Source: fs/file_table.c, fs/namei.c, fs/char_dev.c.
  */
-import { EACCES, EEXIST, EISDIR, ENOENT, ENOTDIR, ENXIO, Errno } from "../../lib/errno.ts";
+import { EACCES, EEXIST, EISDIR, ENOENT, ENOTDIR, ENXIO, EPERM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   F_SEAL_SEAL,
+  F_SEAL_SHRINK,
   O_ACCMODE,
   O_CLOEXEC,
   O_CREAT,
@@ -33,7 +34,7 @@ import { Mm } from "../mm/mm.ts";
 import { PageCache } from "../mm/page_cache.ts";
 import { FdTable } from "./fd_table.ts";
 import { File, type FileOps, type FileStat } from "./file.ts";
-import { cacheFile } from "./memfd.ts";
+import { cacheFile, cacheStat } from "./memfd.ts";
 import { NULL_DEVICE } from "./null.ts";
 import { type Credentials, Process, type ProcessOptions, RLIM_INFINITY, ROOT_CAPABILITIES, type UserStruct } from "./process.ts";
 
@@ -56,7 +57,14 @@ export interface NewFile {
 /** What F_GETFL does not show: consumed by open itself. */
 const OPEN_ONLY = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_CLOEXEC;
 
-const PATH_OPS: FileOps = { name: "path" };
+/** A file opened with O_PATH: it names its object, and keeps it when that has no name of its own. */
+const PATH_OPS: FileOps = {
+  name: "path",
+  stat: (f) => (f.privateData instanceof PageCache ? cacheStat(f.privateData, f.path) : { mode: 0, ...f.kernel.fs.deviceStat(f.path) }),
+  *release(f) {
+    if (f.privateData instanceof PageCache) f.privateData.put();
+  },
+};
 /** A directory can be opened and looked at; what is in it, nobody asks here. */
 const DIRECTORY_OPS: FileOps = {
   name: "directory",
@@ -184,7 +192,7 @@ export class Vfs {
   /** Opens a path for the current process; a file with one reference. */
   *openPath(path: string, flags: number, mode = 0o600): Step<File | Errno> {
     const proc = /^\/proc\/(?:self|\d+)\/fd\/(\d+)$/.exec(path);
-    if (proc !== null) return this.#reopen(Number(proc[1]), flags);
+    if (proc !== null) return yield* this.#reopen(Number(proc[1]), flags);
     const device = this.devices.get(path);
     if (device !== undefined) return yield* this.#openDevice(path, device, flags);
     if (/^\/tmp\/[^/]+$/.test(path)) return this.#openTmp(path, flags, mode);
@@ -204,7 +212,7 @@ export class Vfs {
   *#openDevice(path: string, device: DeviceNode, flags: number): Step<File | Errno> {
     if ((flags & O_DIRECTORY) !== 0) return ENOTDIR;
     if ((flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0) return EEXIST;
-    if ((flags & O_PATH) !== 0) return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), path });
+    if ((flags & O_PATH) !== 0) return this.#pathFile(path, flags);
     if (!this.#mayOpen(device.mode ?? 0o600, flags)) return EACCES;
     const file = this.newFile(device.ops, { flags, path });
     const error = device.open === undefined ? undefined : yield* device.open(file);
@@ -224,7 +232,7 @@ export class Vfs {
   }
 
   #openDirectory(path: string, flags: number): File | Errno {
-    if ((flags & O_PATH) !== 0) return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), path });
+    if ((flags & O_PATH) !== 0) return this.#pathFile(path, flags);
     if ((flags & (O_ACCMODE | O_CREAT)) !== 0) return EISDIR;
     return this.newFile(DIRECTORY_OPS, { flags, path });
   }
@@ -242,19 +250,33 @@ export class Vfs {
       if ((flags & O_DIRECTORY) !== 0) return ENOTDIR;
       if (!this.#mayOpen(cache.mode, flags)) return EACCES;
     }
-    if ((flags & O_PATH) !== 0) return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), path });
+    if ((flags & O_PATH) !== 0) return this.#pathFile(path, flags, cache);
     if ((flags & O_TRUNC) !== 0) cache.truncate(0n);
     if (this.kernel.trace.on) this.kernel.trace.emit({ type: "fs.open", path, flags });
     return cacheFile(cache.get(), flags, path);
   }
 
-  #reopen(fd: number, flags: number): File | Errno {
+  *#reopen(fd: number, flags: number): Step<File | Errno> {
     const of = this.kernel.current.files.getRaw(fd);
     if (of instanceof Errno) return ENOENT;
-    if ((flags & O_PATH) !== 0) return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), path: of.path });
-    const file = of.ops.reopen?.(of, flags) ?? ENXIO;
-    if (!(file instanceof Errno) && this.kernel.trace.on) this.kernel.trace.emit({ type: "fs.open", path: of.path, flags });
-    return file;
+    const cache = of.isPath ? of.privateData : of.ops.pageCache?.(of);
+    if ((flags & O_PATH) !== 0) return this.#pathFile(of.path, flags, cache instanceof PageCache ? cache : undefined);
+    if (cache instanceof PageCache) {
+      if (!this.#mayOpen(cache.mode, flags)) return EACCES;
+      if ((flags & O_TRUNC) !== 0) {
+        if (cache.size > 0n && (cache.seals & F_SEAL_SHRINK) !== 0) return EPERM;
+        cache.truncate(0n);
+      }
+      if (this.kernel.trace.on) this.kernel.trace.emit({ type: "fs.open", path: of.path, flags });
+      return cacheFile(cache.get(), flags, of.path);
+    }
+    // A device's node is opened anew by its name; what never had a name cannot be opened again.
+    return this.devices.has(of.path) ? yield* this.openPath(of.path, flags) : ENXIO;
+  }
+
+  /** A file that only names `path`, and holds its content if given. */
+  #pathFile(path: string, flags: number, cache?: PageCache): File {
+    return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), privateData: cache?.get(), path });
   }
 
   #mayOpen(mode: number, flags: number): boolean {

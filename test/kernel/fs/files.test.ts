@@ -403,6 +403,10 @@ describe("opening a path", () => {
 
   it("gives with O_PATH a descriptor that only names the file", () => {
     run(p, p.sys.close(run(p, p.sys.open("/tmp/f", O_RDWR | O_CREAT))));
+    const nul = run(p, p.sys.open("/dev/null", O_PATH));
+    expect(run(p, p.sys.fstat(nul)).mode).toBe(S_IFCHR | 0o666);
+    const opened = run(p, p.sys.open(`/proc/self/fd/${nul}`, O_RDWR));
+    expect(run(p, p.sys.write(opened, buf, 3))).toBe(3);
     const fd = run(p, p.sys.open("/tmp/f", O_PATH));
     const { sys } = p;
     for (const call of [

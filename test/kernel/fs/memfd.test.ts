@@ -4,7 +4,7 @@ import { memfdSeals, pageCacheOf, pinFilePages, unpinFilePages } from "../../../
 import type { Process } from "../../../src/kernel/fs/process.ts";
 import type { Kernel } from "../../../src/kernel/kernel.ts";
 import type { Pfn } from "../../../src/lib/addr.ts";
-import { EBUSY, EFAULT, EFBIG, EINVAL, ENODEV, ENOMEM, ENXIO, EOVERFLOW, EPERM } from "../../../src/lib/errno.ts";
+import { EBADF, EBUSY, EFAULT, EFBIG, EINVAL, ENODEV, ENOMEM, ENXIO, EOVERFLOW, EPERM } from "../../../src/lib/errno.ts";
 import {
   F_ADD_SEALS,
   F_GET_SEALS,
@@ -25,8 +25,10 @@ import {
   MFD_NOEXEC_SEAL,
   O_APPEND,
   O_CREAT,
+  O_PATH,
   O_RDONLY,
   O_RDWR,
+  O_TRUNC,
   PROT_READ,
   PROT_WRITE,
   S_IFREG,
@@ -152,6 +154,22 @@ describe("a memfd's content", () => {
     expect(run(p, p.sys.pread(ro, buf, 3, 0n))).toBe(3);
     expect(p.run(p.sys.ftruncate(ro, 0n))).toBe(EINVAL);
     expect(p.run(p.sys.fcntl(ro, F_ADD_SEALS, 0))).toBe(EPERM);
+  });
+});
+
+describe("a memfd by name only", () => {
+  it("keeps the content, says what it is, and can be opened from there", () => {
+    const fd = memfd(4096n);
+    run(p, p.sys.write(fd, buf, poke(p, buf, "abc")));
+    const path = run(p, p.sys.open(`/proc/self/fd/${fd}`, O_PATH));
+    run(p, p.sys.close(fd));
+    expect(p.run(p.sys.read(path, buf, 1))).toBe(EBADF);
+    expect(run(p, p.sys.fstat(path)).size).toBe(4096n);
+    const again = run(p, p.sys.open(`/proc/self/fd/${path}`, O_RDWR));
+    expect(run(p, p.sys.read(again, buf + 16n, 3))).toBe(3);
+    expect(text(peek(p, buf + 16n, 3))).toBe("abc");
+    run(p, p.sys.open(`/proc/self/fd/${again}`, O_RDWR | O_TRUNC));
+    expect(run(p, p.sys.fstat(path)).size).toBe(0n);
   });
 });
 
