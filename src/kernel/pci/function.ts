@@ -18,8 +18,6 @@
  * Config bytes are shared with the plan of the machine until the first write.
  * Source: PCI 3.0 6.2, PCI PM 1.2 5.4, PCIe 5.0 6.6.
  */
-import { physAddr } from "../../lib/addr.ts";
-import { KernelBug } from "../../lib/kernel_bug.ts";
 import {
   PCI_AF_CTRL,
   PCI_AF_CTRL_FLR,
@@ -42,8 +40,8 @@ import {
   PCI_SRIOV_CTRL_VFE,
 } from "../../uapi/pci_regs.ts";
 import type { Kernel } from "../kernel.ts";
-import type { MmioHandler, MmioRegion } from "../mm/phys.ts";
 import { type ConfigTemplate, Effect } from "./config_template.ts";
+import { FunctionBars } from "./function_bars.ts";
 import { FunctionPort } from "./function_port.ts";
 import { MsixTable } from "./msix_table.ts";
 import type { PciDev } from "./pci_dev.ts";
@@ -87,7 +85,7 @@ export class PciFunction {
   #bytes: Uint8Array;
   /** `#bytes` is the plan's and must be copied before a write. */
   #shared = true;
-  readonly #regions: (MmioRegion | undefined)[] = [];
+  readonly #bars: FunctionBars;
   /** VF: where its BARs are, from the PF's SR-IOV capability. */
   readonly #vfBars: readonly bigint[] | undefined;
 
@@ -109,6 +107,7 @@ export class PciFunction {
     this.#vfBars = vf?.bars;
     this.#bytes = boot;
     this.port = new FunctionPort(this);
+    this.#bars = new FunctionBars(this);
     const msix = template.description.capabilities?.msix;
     this.msix = msix === undefined ? undefined : new MsixTable(msix, this.port);
     if (vf === undefined) parent?.children.push(this);
@@ -271,106 +270,28 @@ export class PciFunction {
 
   /** Enters its BARs into the physical address space, or takes them out, as its registers now say. */
   updateDecode(): void {
-    const bars = this.template.bars;
-    if (bars.length === 0) return;
-    const on = !this.gone && this.power === 0 && this.memoryEnabled;
-    for (let i = 0; i < bars.length; i++) {
-      const d = bars[i];
-      if (d === undefined || d.kind === "io") continue;
-      const start = on ? this.barAddress(i) : 0n;
-      const region = this.#regions[i];
-      if (region !== undefined) {
-        if (region.base === start) continue;
-        this.kernel.phys.removeMmio(region);
-        this.#regions[i] = undefined;
-        this.#traceDecode(i, region.base, d.size, false);
-      }
-      if (start === 0n || this.kernel.phys.at(start) === "ram") continue;
-      this.#regions[i] = this.kernel.phys.addMmio(physAddr(start), d.size, new BarHandler(this, i), `${this.name} BAR ${i}`);
-      this.#traceDecode(i, start, d.size, true);
-    }
-  }
-
-  #traceDecode(bar: number, start: bigint, length: bigint, on: boolean): void {
-    const trace = this.kernel.trace;
-    if (trace.on) trace.emit({ type: "pci.decode", device: this.name, bar, start, length, on });
+    this.#bars.update(!this.gone && this.power === 0 && this.memoryEnabled);
   }
 
   /** The memory BAR that decodes `addr`, or -1. */
   barAt(addr: bigint): number {
-    for (let i = 0; i < this.#regions.length; i++) {
-      const r = this.#regions[i];
-      if (r !== undefined && addr >= r.base && addr <= r.last) return i;
-    }
-    return -1;
+    return this.#bars.at(addr);
   }
 
   /** False, and all ones, when the BAR is not decoded. Throws RangeError outside of it. */
   barRead(bar: number, offset: number, dst: Uint8Array): boolean {
-    const d = this.#checkBar(bar, offset, dst.length);
-    if (!this.#barAnswers(bar)) {
-      dst.fill(0xff);
-      return false;
-    }
-    const memory = this.model.barMemory(bar);
-    const msix = this.msix;
-    if (msix !== undefined && msix.touches(bar, offset, dst.length))
-      this.#pieces(offset, dst.length, 8, (o, n, at) => put(dst, at, n, msix.read(bar, o, n) ?? this.#modelRead(bar, o, n)));
-    else if (memory !== undefined) memory.read(offset, dst);
-    else this.#pieces(offset, dst.length, d.accessSize ?? 8, (o, n, at) => put(dst, at, n, this.model.barRead(bar, o, n)));
-    return true;
+    return this.#bars.read(bar, offset, dst);
   }
 
+  /** False: nobody took it. Throws RangeError outside of the BAR. */
   barWrite(bar: number, offset: number, src: Uint8Array): boolean {
-    const d = this.#checkBar(bar, offset, src.length);
-    if (!this.#barAnswers(bar)) return false;
-    const memory = this.model.barMemory(bar);
-    const msix = this.msix;
-    if (msix !== undefined && msix.touches(bar, offset, src.length)) {
-      this.#pieces(offset, src.length, 8, (o, n, at) => {
-        if (!msix.write(bar, o, n, get(src, at, n))) this.#modelWrite(bar, o, src.subarray(at, at + n));
-      });
-    } else if (memory !== undefined) memory.write(offset, src);
-    else this.#pieces(offset, src.length, d.accessSize ?? 8, (o, n, at) => this.model.barWrite(bar, o, n, get(src, at, n)));
-    return true;
+    return this.#bars.write(bar, offset, src);
   }
 
-  #modelRead(bar: number, offset: number, size: number): bigint {
-    const memory = this.model.barMemory(bar);
-    if (memory === undefined) return this.model.barRead(bar, offset, size);
-    const b = new Uint8Array(size);
-    memory.read(offset, b);
-    return get(b, 0, size);
-  }
-
-  #modelWrite(bar: number, offset: number, src: Uint8Array): void {
-    const memory = this.model.barMemory(bar);
-    if (memory === undefined) this.model.barWrite(bar, offset, src.length, get(src, 0, src.length));
-    else memory.write(offset, src);
-  }
-
-  #barAnswers(bar: number): boolean {
+  /** Accesses to the BAR are completed. */
+  barAnswers(bar: number): boolean {
     if (this.template.bars[bar]?.kind !== "io") return this.answersMemory();
     return this.power === 0 && (this.reg16(PCI_COMMAND) & PCI_COMMAND_IO) !== 0 && this.answersConfig();
-  }
-
-  #checkBar(bar: number, offset: number, length: number): NonNullable<ConfigTemplate["bars"][number]> {
-    const d = this.template.bars[bar];
-    if (d === undefined) throw new RangeError(`${this.name} has no BAR ${bar}`);
-    if (offset < 0 || BigInt(offset) + BigInt(length) > d.size)
-      throw new RangeError(`${this.name} BAR ${bar}: ${length} bytes at ${offset} leave it`);
-    return d;
-  }
-
-  /** Splits an access into naturally aligned ones of at most `largest` bytes. */
-  #pieces(offset: number, length: number, largest: number, access: (offset: number, size: number, at: number) => void): void {
-    for (let at = 0; at < length; ) {
-      const o = offset + at;
-      let n = largest;
-      while (n > length - at || o % n !== 0) n >>= 1;
-      access(o, n, at);
-      at += n;
-    }
   }
 
   // ---- power ---------------------------------------------------------------------------
@@ -470,39 +391,3 @@ export class PciFunction {
 
 /** Longer than the kernel waits for a link to train. */
 const BEYOND_LINK_TRAINING = 2_000 * MS;
-
-class BarHandler implements MmioHandler {
-  readonly #fn: PciFunction;
-  readonly #bar: number;
-  constructor(fn: PciFunction, bar: number) {
-    this.#fn = fn;
-    this.#bar = bar;
-  }
-  read(offset: number, dst: Uint8Array): boolean {
-    return this.#fn.barRead(this.#bar, offset, dst);
-  }
-  write(offset: number, src: Uint8Array): boolean {
-    return this.#fn.barWrite(this.#bar, offset, src);
-  }
-}
-
-function put(dst: Uint8Array, at: number, size: number, value: bigint): void {
-  if (size <= 4) {
-    let v = Number(BigInt.asUintN(32, value));
-    for (let i = 0; i < size; i++, v >>>= 8) dst[at + i] = v & 0xff;
-    return;
-  }
-  put(dst, at, 4, value);
-  put(dst, at + 4, 4, value >> 32n);
-}
-
-function get(src: Uint8Array, at: number, size: number): bigint {
-  if (size > 4) return get(src, at, 4) | (get(src, at + 4, 4) << 32n);
-  let v = 0;
-  for (let i = size - 1; i >= 0; i--) {
-    const b = src[at + i];
-    if (b === undefined) throw new KernelBug("access past its buffer");
-    v = (v << 8) | b;
-  }
-  return BigInt(v >>> 0);
-}
