@@ -8,7 +8,8 @@
  * there when it is woken.
  *
  * Unlike Linux, poll does not take the reservation: it only reads the list of
- * fences, which no task can change in between.
+ * fences, which no task can change in between. And it arms both sides, whatever
+ * the caller asked for.
  *
  * Source: drivers/dma-buf/dma-buf.c (dma_buf_fops), drivers/dma-buf/sync_file.c;
  * answers as recorded on Linux 7.3.4.
