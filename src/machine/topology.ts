@@ -6,7 +6,7 @@
  */
 import { type PciNode, type PciPortNode, type PciTopology, planTopology } from "../kernel/pci/topology.ts";
 import { type ModelFactory, type ModelRegistry, modelFactory } from "./models.ts";
-import { type DeviceNode, type MachineDescription, MachineError, type RootPortNode, type SwitchNode, type TopologyNode } from "./schema.ts";
+import { type DeviceNode, type MachineDescription, MachineError, pathOf, type RootPortNode, type SwitchNode, type TopologyNode } from "./schema.ts";
 
 type Path = readonly (string | number)[];
 
@@ -45,9 +45,21 @@ class Translator {
   }
 
   nodes(list: readonly TopologyNode[], path: Path): PciNode[] {
+    this.#checkSlots(list, path);
     return list.flatMap((n, i) => {
       const made = this.#node(n, [...path, i]);
       return made === undefined ? [] : [made];
+    });
+  }
+
+  /** Two functions of one bus cannot have the same place. */
+  #checkSlots(list: readonly { readonly slot?: string | undefined }[], path: Path): void {
+    const taken = new Map<string, Path>();
+    list.forEach(({ slot }, i) => {
+      if (slot === undefined) return;
+      const other = taken.get(slot);
+      if (other === undefined) taken.set(slot, [...path, i]);
+      else this.problems.push(`${pathOf([...path, i, "slot"])}: ${slot} is taken by ${pathOf(other)}: give another, or leave it out`);
     });
   }
 
@@ -81,6 +93,7 @@ class Translator {
   }
 
   #switch(node: SwitchNode, path: Path): PciPortNode {
+    this.#checkSlots(node.ports, [...path, "ports"]);
     const children = node.ports.map((p, i) => this.#port("downstream-port", p, [...path, "ports", i]));
     return { kind: "upstream-port", ...placeOf(node.slot), children };
   }
