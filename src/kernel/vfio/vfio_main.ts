@@ -9,8 +9,8 @@
  *
  * While a removal waits it repeats its request every ten seconds. In virtual
  * time a timer that re-arms itself for ever would never let the machine come to
- * rest, so after `IDLE_REQUESTS` requests with no other timer pending it waits
- * in silence: time alone cannot bring the close.
+ * rest, so after `IDLE_REQUESTS` requests with no timer pending but those of
+ * such waits it waits in silence: time alone cannot bring the close.
  *
  * Lock order: dev_set->lock, then what the driver's ops take.
  * Source: drivers/vfio/vfio_main.c.
@@ -139,6 +139,7 @@ export class VfioDevice {
    */
   *unregister(): Step<void> {
     const k = this.kernel;
+    const state = vfioOf(k);
     k.fs.unregisterDevice(this.path);
     if (k.trace.on)
       k.trace.emit({ type: "vfio.unregister", device: this.dev.name, name: this.name, registrations: this.registrations - 1 });
@@ -152,9 +153,11 @@ export class VfioDevice {
         break;
       }
       let expired = false;
+      state.requestTimers++;
       const timer = k.sched.timer(REQUEST_INTERVAL_NS, () => {
         expired = true;
-        idle = k.sched.pendingTimers === 0 ? idle + 1 : 0;
+        state.requestTimers--;
+        idle = k.sched.pendingTimers <= state.requestTimers ? idle + 1 : 0;
         this.#released.wakeUp();
       });
       const over = (): boolean => expired || this.registrations === 0;
@@ -164,9 +167,12 @@ export class VfioDevice {
         warned = true;
         k.printk(`vfio-pci ${this.dev.name}: Device is currently in use, task "${k.sched.current.name}" blocked until device is released`);
       }
-      timer.cancel();
+      if (!expired) {
+        timer.cancel();
+        state.requestTimers--;
+      }
     }
-    vfioOf(k).devices.delete(this);
+    state.devices.delete(this);
     if (k.trace.on) k.trace.emit({ type: "vfio.unregistered", device: this.dev.name, name: this.name });
   }
 
@@ -197,6 +203,8 @@ export class VfioDeviceFile {
 export class VfioSubsystem {
   /** Registered devices, in order of registration. */
   readonly devices: Set<VfioDevice> = new Set();
+  /** Pending timers of removals that will repeat their request. */
+  requestTimers = 0;
   readonly #kernel: Kernel;
   readonly #sets: Map<unknown, VfioDeviceSet> = new Map();
   readonly #indices: Set<number> = new Set();
@@ -205,9 +213,9 @@ export class VfioSubsystem {
     this.#kernel = kernel;
   }
 
-  /** `/dev/vfio/devices/vfioN` of a function, as its `vfio-dev` folder in sysfs tells; undefined when not bound to vfio-pci. */
+  /** `/dev/vfio/devices/vfioN` of a function, as its `vfio-dev` folder in sysfs tells; undefined when not bound to vfio-pci, or about to be unbound. */
   cdevPathOf(bdf: string): string | undefined {
-    for (const d of this.devices) if (d.dev.name === bdf) return d.path;
+    for (const d of this.devices) if (d.dev.name === bdf && this.#kernel.fs.devices.has(d.path)) return d.path;
     return undefined;
   }
 

@@ -1,6 +1,7 @@
 /** A machine with an IOMMU and one or more small PCI functions bound to vfio-pci, and a process that drives them. */
 import { afterEach, expect } from "vitest";
 import type { Process } from "../../../src/kernel/fs/process.ts";
+import type { IommuDescription } from "../../../src/kernel/iommu/iommu.ts";
 import { iommufdInit } from "../../../src/kernel/iommufd/main.ts";
 import { Kernel } from "../../../src/kernel/kernel.ts";
 import type { PciDev } from "../../../src/kernel/pci/pci_dev.ts";
@@ -101,6 +102,7 @@ export interface BenchOptions {
   readonly sharedBus?: boolean;
   readonly params?: VfioPciParams;
   readonly bind?: boolean;
+  readonly iommu?: Partial<IommuDescription> | "none";
 }
 
 const benches: Bench[] = [];
@@ -120,7 +122,7 @@ export class Bench {
   constructor(options: BenchOptions = {}) {
     const k = this.kernel;
     k.trace.listen((r) => this.events.push(r.event));
-    k.iommu.addUnit({ kind: "intel-legacy" });
+    if (options.iommu !== "none") k.iommu.addUnit({ kind: "intel-legacy", ...options.iommu });
     const functions = options.functions ?? [TINY];
     const node = (d: PciFunctionDescription, n: number): PciNode => ({
       kind: "function",

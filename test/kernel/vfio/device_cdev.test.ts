@@ -1,6 +1,7 @@
 /** Opening, binding, attaching, closing: drivers/vfio/device_cdev.c and vfio_main.c. */
 import { describe, expect, test } from "vitest";
-import { EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENOENT, ENOTTY, Errno } from "../../../src/lib/errno.ts";
+import { vfioOf } from "../../../src/kernel/vfio/vfio_main.ts";
+import { EAGAIN, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENOENT, ENOTTY, EPERM, Errno } from "../../../src/lib/errno.ts";
 import { WouldBlock } from "../../../src/sched/sched.ts";
 import { MAP_SHARED, O_RDWR, PROT_READ } from "../../../src/uapi/index.ts";
 import * as V from "../../../src/uapi/vfio.ts";
@@ -85,6 +86,41 @@ describe("BIND_IOMMUFD", () => {
     const b = new Bench();
     const fd = b.openCdev();
     expect(b.run(b.process.sys.ioctl(fd, V.VFIO_DEVICE_BIND_IOMMUFD, 0x10n))).toBe(EFAULT);
+  });
+});
+
+describe("whose DMA it is", () => {
+  test("a group that another iommufd owns is EPERM, and nothing is left behind", () => {
+    const b = new Bench({ functions: [TINY, TINY], sharedBus: true });
+    expect(b.pdev(b.bdfs[0]).iommuGroup).toBe(b.pdev(b.bdfs[1]).iommuGroup);
+    const fd = b.device(b.bdfs[0]);
+    const other = b.ok(b.process.sys.open("/dev/iommu", O_RDWR));
+    const second = b.openCdev(b.bdfs[1]);
+    expect(b.bindIommufd(second, other)).toBe(EPERM);
+    expect(b.bindIommufd(second)).toBe(0);
+    b.close(fd);
+  });
+
+  test("interrupts that nobody isolates are EPERM", () => {
+    const b = new Bench({ iommu: { interruptRemapping: false } });
+    expect(b.bindIommufd(b.openCdev())).toBe(EPERM);
+    expect(b.core().vdev.openCount).toBe(0);
+  });
+
+  test("a function behind no IOMMU is not taken", () => {
+    const b = new Bench({ iommu: "none" });
+    expect(b.pdev().driver).toBeUndefined();
+    expect(b.bindDriver(b.bdfs[0] as string)).toBe(EINVAL);
+  });
+
+  test("a function whose lock is taken cannot be opened: EAGAIN, and the iommufd is let go", () => {
+    const b = new Bench();
+    const fd = b.openCdev();
+    b.kernelRun(b.pdev().cfgAccessLock());
+    expect(b.bindIommufd(fd)).toBe(EAGAIN);
+    b.pdev().cfgAccessUnlock();
+    expect(b.core().vdev.iommufdDevice).toBeUndefined();
+    expect(b.bindIommufd(fd)).toBe(0);
   });
 });
 
@@ -173,6 +209,31 @@ describe("driver", () => {
     b.settle();
     expect(thread.finished).toBe(true);
     expect(b.pdev().driver).toBeUndefined();
+  });
+
+  test("two removals that wait do not keep each other's time running", () => {
+    const b = new Bench({ functions: [TINY, TINY] });
+    const fds = b.bdfs.map((bdf) => b.device(bdf));
+    const tasks = b.bdfs.map((bdf) => b.kernel.sched.spawn("sysfs", () => b.kernel.pci.unbind(bdf)));
+    b.settle();
+    expect(b.kernel.sched.now).toBeLessThan(1e12);
+    expect(tasks.map((t) => t.finished)).toEqual([false, false]);
+    for (const fd of fds) b.close(fd);
+    b.settle();
+    expect(tasks.map((t) => t.finished)).toEqual([true, true]);
+    expect(vfioOf(b.kernel).requestTimers).toBe(0);
+  });
+
+  test("a signal ends the interruptible wait with a word in the log, not the removal", () => {
+    const b = new Bench();
+    const fd = b.device();
+    const task = b.kernel.sched.thread("sysfs");
+    task.signalled = true;
+    expect(() => b.kernel.sched.execute(task, b.kernel.pci.unbind(b.bdfs[0] as string))).toThrow(WouldBlock);
+    expect(b.log().filter((l) => l.includes("Device is currently in use"))).toHaveLength(1);
+    b.close(fd);
+    b.settle();
+    expect(task.finished).toBe(true);
   });
 
   test("an exported buffer alone does not hold an unbind back once the device is closed", () => {
