@@ -12,7 +12,9 @@ export async function run(): Promise<void> {
   for (const name of ["default", "oracle"]) {
     const machine = readMachine(name);
     const booted = await measure(() => do_not_optimize(boot(machine)), {});
-    process.stdout.write(`${`boot "${name}"`.padEnd(44)}${us(booted.p50)}  p99 ${us(booted.p99)}  ×${(booted.p50 / reference.p50).toFixed(1)} of the reference\n`);
+    process.stdout.write(
+      `${`boot "${name}"`.padEnd(44)}${us(booted.p50)}  p99 ${us(booted.p99)}  ×${(booted.p50 / reference.p50).toFixed(1)} of the reference\n`,
+    );
     const tried = await measure(() => {
       const host = EmbeddedHost.boot(machine);
       const iommufd = host.openIommufd();

@@ -3,7 +3,7 @@ import * as areas from "./areas.ts";
 import * as boot from "./boot.ts";
 import * as pagetables from "./pagetables.ts";
 
-const suites: Readonly<Record<string, { run(args: string[]): void | number | Promise<void | number> }>> = { pagetables, areas, boot };
+const suites: Readonly<Record<string, { run(args: string[]): unknown }>> = { pagetables, areas, boot };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {

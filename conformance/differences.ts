@@ -31,7 +31,9 @@ export function knownDifferences(): KnownDifferences {
   const match = (pattern: string, value: string): boolean => pattern === "*" || pattern === value;
   return {
     has(d) {
-      const row = rows.find((r) => match(r.section, d.section) && match(r.call, d.call) && match(r.what, d.what) && match(r.field, d.field));
+      const row = rows.find(
+        (r) => match(r.section, d.section) && match(r.call, d.call) && match(r.what, d.what) && match(r.field, d.field),
+      );
       if (row === undefined) return false;
       row.used = true;
       return true;

@@ -130,12 +130,15 @@ export function run(args: readonly string[]): number {
       else {
         t.differ++;
         status = 1;
-        for (const d of unknown) lines.push(`${e.exp} ${d.section}: ${d.call} "${d.what}": ${d.field} is ${d.want} on Linux, ${d.got} here`);
+        for (const d of unknown)
+          lines.push(`${e.exp} ${d.section}: ${d.call} "${d.what}": ${d.field} is ${d.want} on Linux, ${d.got} here`);
       }
     }
     if (next < records.length) {
       const extra = records[next] as CallRecord;
-      lines.push(`${e.exp} ${extra.sec}: ${records.length - next} calls of the driver match no recorded one, from ${extra.call} ${JSON.stringify(extra.args)} on`);
+      lines.push(
+        `${e.exp} ${extra.sec}: ${records.length - next} calls of the driver match no recorded one, from ${extra.call} ${JSON.stringify(extra.args)} on`,
+      );
       status = 1;
     }
   }
@@ -151,13 +154,17 @@ function report(tallies: ReadonlyMap<string, Tally>, lines: readonly string[]): 
   const total: Tally = { agree: 0, differ: 0, known: 0, missing: 0 };
   const row = (name: string, t: Tally): string =>
     `${name.padEnd(18)}${String(t.agree).padStart(7)}${String(t.differ).padStart(8)}${String(t.known).padStart(12)}${String(t.missing).padStart(13)}\n`;
-  process.stdout.write(`${"section".padEnd(18)}${"agree".padStart(7)}${"differ".padStart(8)}${"documented".padStart(12)}${"not covered".padStart(13)}\n`);
+  process.stdout.write(
+    `${"section".padEnd(18)}${"agree".padStart(7)}${"differ".padStart(8)}${"documented".padStart(12)}${"not covered".padStart(13)}\n`,
+  );
   for (const [name, t] of tallies) {
     process.stdout.write(row(name, t));
     for (const k of ["agree", "differ", "known", "missing"] as const) total[k] += t[k];
   }
   process.stdout.write(row("total", total));
   const covered = total.agree + total.differ + total.known;
-  process.stdout.write(`golden: ${covered} of ${covered + total.missing} recorded calls covered, ${total.agree} agree, ${total.known} differ as documented\n`);
+  process.stdout.write(
+    `golden: ${covered} of ${covered + total.missing} recorded calls covered, ${total.agree} agree, ${total.known} differ as documented\n`,
+  );
   for (const l of lines) process.stdout.write(`${l}\n`);
 }

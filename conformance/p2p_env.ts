@@ -6,9 +6,7 @@
  * A value the program printed from its own address space or clock is not
  * reproduced; everything else is.
  */
-import type { EmbeddedHost } from "../src/client/index.ts";
-import type { EmbeddedTransport } from "../src/client/index.ts";
-import type { Mapping, Signal } from "../src/client/index.ts";
+import type { EmbeddedHost, EmbeddedTransport, Mapping, Signal } from "../src/client/index.ts";
 import { EBADF, Errno } from "../src/lib/index.ts";
 import * as u from "../src/uapi/index.ts";
 
@@ -61,7 +59,12 @@ export class Recorder {
   }
 
   /** One record, from what the system call returned. */
-  rec(call: string, args: Record<string, unknown>, result: number | bigint | Errno | undefined, outputs: Record<string, unknown> = {}): number {
+  rec(
+    call: string,
+    args: Record<string, unknown>,
+    result: number | bigint | Errno | undefined,
+    outputs: Record<string, unknown> = {},
+  ): number {
     const failed = isErr(result);
     const ret = failed ? -1 : Number(result ?? 0);
     this.records.push({ exp: this.exp, sec: this.sec, call, args, ret, errno: failed ? result.name : "", ...outputs });
@@ -143,7 +146,17 @@ export class Recorder {
     this.rec("IOMMU_DESTROY", { what }, this.os.ioctlBytes(ifd, u.IOMMU_DESTROY, c.bytes));
   }
 
-  mapFile(ifd: number, ioas: number, fd: number, start: bigint, length: bigint, iova: bigint, flags: number, what: string, os = this.os): bigint | undefined {
+  mapFile(
+    ifd: number,
+    ioas: number,
+    fd: number,
+    start: bigint,
+    length: bigint,
+    iova: bigint,
+    flags: number,
+    what: string,
+    os = this.os,
+  ): bigint | undefined {
     const c = u.IommuIoasMapFile.alloc({ size: u.IommuIoasMapFile.size, flags, ioas_id: ioas, fd, start, length, iova });
     const r = os.ioctlBytes(ifd, u.IOMMU_IOAS_MAP_FILE, c.bytes);
     this.rec("IOMMU_IOAS_MAP_FILE", { what, start: hex(start), length: hex(length), iova: hex(iova), flags }, r, { out_iova: hex(c.iova) });
@@ -162,7 +175,15 @@ export class Recorder {
   }
 
   copy(ifd: number, dst: number, src: number, d: bigint, s: bigint, length: bigint, flags: number, what: string): boolean {
-    const c = u.IommuIoasCopy.alloc({ size: u.IommuIoasCopy.size, flags, dst_ioas_id: dst, src_ioas_id: src, length, dst_iova: d, src_iova: s });
+    const c = u.IommuIoasCopy.alloc({
+      size: u.IommuIoasCopy.size,
+      flags,
+      dst_ioas_id: dst,
+      src_ioas_id: src,
+      length,
+      dst_iova: d,
+      src_iova: s,
+    });
     const r = this.os.ioctlBytes(ifd, u.IOMMU_IOAS_COPY, c.bytes);
     this.rec("IOMMU_IOAS_COPY", { what, src_iova: hex(s), dst_iova: hex(d), length: hex(length), flags }, r);
     return !isErr(r);
@@ -181,7 +202,19 @@ export class Recorder {
   }
 
   /** The export ioctl with every field free; `ranges` are what lies in memory, `nr` what the header says. */
-  exportx(fd: number, o: { region: number; openFlags: number; flags?: number; nr: number; ranges: Range[]; featureFlags?: number; argsz?: number; what: string }): number {
+  exportx(
+    fd: number,
+    o: {
+      region: number;
+      openFlags: number;
+      flags?: number;
+      nr: number;
+      ranges: Range[];
+      featureFlags?: number;
+      argsz?: number;
+      what: string;
+    },
+  ): number {
     const head = u.VfioDeviceFeature.size;
     const fixed = u.VfioDeviceFeatureDmaBuf.size;
     const argsz = o.argsz ?? head + fixed + o.ranges.length * u.VfioRegionDmaRange.size;

@@ -205,5 +205,9 @@ function unreadableRanges(r: Recorder, x: number): void {
   b.nr_ranges = 1;
   const at = 4096 - bytes.length;
   pages.store(at, bytes);
-  r.rec("VFIO_DEVICE_FEATURE_DMA_BUF", { what: "ranges on an unreadable page" }, os.ioctl(x, u.VFIO_DEVICE_FEATURE, pages.address + BigInt(at)));
+  r.rec(
+    "VFIO_DEVICE_FEATURE_DMA_BUF",
+    { what: "ranges on an unreadable page" },
+    os.ioctl(x, u.VFIO_DEVICE_FEATURE, pages.address + BigInt(at)),
+  );
 }

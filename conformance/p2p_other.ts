@@ -220,7 +220,12 @@ export function sectionMisc(r: Recorder): void {
 function iovaRanges(r: Recorder, v: Env): void {
   r.os.withMemory((alloc) => {
     const list = alloc(16 * u.IommuIovaRange.size);
-    const q = u.IommuIoasIovaRanges.alloc({ size: u.IommuIoasIovaRanges.size, ioas_id: v.ioas, num_iovas: 16, allowed_iovas: list.address });
+    const q = u.IommuIoasIovaRanges.alloc({
+      size: u.IommuIoasIovaRanges.size,
+      ioas_id: v.ioas,
+      num_iovas: 16,
+      allowed_iovas: list.address,
+    });
     const result = r.os.ioctlBytes(v.ifd, u.IOMMU_IOAS_IOVA_RANGES, q.bytes);
     const bytes = list.get();
     const ranges = Array.from({ length: Math.min(q.num_iovas, 16) }, (_, i) => {

@@ -1,8 +1,8 @@
 /** Sections `revoke_*`: one exporter, eight ways to take its memory away, and the way back. */
 import { Errno } from "../src/lib/index.ts";
 import * as u from "../src/uapi/index.ts";
-import { pollRecord } from "./p2p_export.ts";
 import { BARIOVA, Env, kick, must, type Recorder, RWF } from "./p2p_env.ts";
+import { pollRecord } from "./p2p_export.ts";
 
 export type Trigger = "cmd" | "cmd4" | "reset" | "close" | "d3" | "lowpower" | "hotreset" | "flr";
 

@@ -25,7 +25,9 @@ function run(command, argv, options = {}) {
 
 /** node_modules matches the lockfile when the stamp says so; `npm ci` otherwise. */
 function install() {
-  const lock = createHash("sha256").update(readFileSync(join(root, "package-lock.json"))).digest("hex");
+  const lock = createHash("sha256")
+    .update(readFileSync(join(root, "package-lock.json")))
+    .digest("hex");
   const stamp = join(root, "node_modules", ".barlink-lock");
   if (existsSync(stamp) && readFileSync(stamp, "utf8") === lock) return;
   process.stderr.write("barlink: installing what is missing (npm ci) …\n");

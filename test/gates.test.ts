@@ -30,7 +30,12 @@ const tsc = (file: string): string => {
   const config = join(file, "..", "tsconfig.json");
   writeFileSync(
     config,
-    JSON.stringify({ extends: join(layer, "tsconfig.json"), compilerOptions: { noEmit: true, composite: false, rootDir: layer }, files: [file], references: [] }),
+    JSON.stringify({
+      extends: join(layer, "tsconfig.json"),
+      compilerOptions: { noEmit: true, composite: false, rootDir: layer },
+      files: [file],
+      references: [],
+    }),
   );
   try {
     execFileSync(join(root, "node_modules/.bin/tsc"), ["-p", config], { cwd: root, encoding: "utf8" });

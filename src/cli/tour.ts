@@ -6,7 +6,16 @@
  * The machine must have an `edu` device and an `nvme` one with persistent
  * memory; which they are is looked up, not assumed.
  */
-import { CallError, type DmaBufHandle, EmbeddedHost, type Ioas, type Iommufd, type Mapping, readMachine, type VfioDevice } from "../client/index.ts";
+import {
+  CallError,
+  type DmaBufHandle,
+  EmbeddedHost,
+  type Ioas,
+  type Iommufd,
+  type Mapping,
+  readMachine,
+  type VfioDevice,
+} from "../client/index.ts";
 import { EDU_BUFFER, EDU_DMA_CMD, EDU_DMA_COUNT, EDU_DMA_DST, EDU_DMA_RUN, EDU_DMA_SRC, EDU_DMA_TO_PCI } from "../devices/spec/edu.ts";
 import { hex } from "../lib/index.ts";
 import { formatEvent, type TraceRecord } from "../trace/index.ts";
@@ -272,5 +281,8 @@ function leaveNothing(t: Tour): void {
   const { n, host } = t;
   n.step("Everything is closed");
   const left = Object.entries(host.shutdown());
-  t.check(left.length === 0, left.length === 0 ? "no file, pin, attachment or registration is left" : `left: ${left.map(([k, v]) => `${v} ${k}`).join(", ")}`);
+  t.check(
+    left.length === 0,
+    left.length === 0 ? "no file, pin, attachment or registration is left" : `left: ${left.map(([k, v]) => `${v} ${k}`).join(", ")}`,
+  );
 }

@@ -126,4 +126,3 @@ export class EmbeddedHost extends Program<EmbeddedTransport> {
     return this.kernel.sched.execute(this.kernel.sched.thread(name), body());
   }
 }
-

@@ -6,9 +6,10 @@
  * own address space, as a stack, so that the kernel copies from and to user
  * memory as it does for any program.
  */
-import { ENOMEM, Errno } from "../lib/errno.ts";
+
 import type { Process } from "../kernel/fs/process.ts";
 import { vfioOf } from "../kernel/vfio/vfio_main.ts";
+import { ENOMEM, Errno } from "../lib/errno.ts";
 import type { Step } from "../sched/task.ts";
 import { MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE } from "../uapi/index.ts";
 import type { FileStatus, Mapping, PollRequest, Signal, Transport, UserBuffer } from "./transport.ts";

@@ -44,8 +44,10 @@ const causes: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   },
   IOMMU_IOAS_MAP_FILE: {
     ENODEV: "the dma-buf is revoked: its device's memory is off, asleep, or the device was closed",
-    EOPNOTSUPP: "an exporter other than VFIO, or a dma-buf of more than one range, cannot go over the private interconnect; or a flag is unknown",
-    EINVAL: "start, length or IOVA is not aligned, lies beyond the buffer or outside the IOVA ranges, or neither read nor write was asked for",
+    EOPNOTSUPP:
+      "an exporter other than VFIO, or a dma-buf of more than one range, cannot go over the private interconnect; or a flag is unknown",
+    EINVAL:
+      "start, length or IOVA is not aligned, lies beyond the buffer or outside the IOVA ranges, or neither read nor write was asked for",
     EOVERFLOW: "start + length, or the IOVA, leaves the 64-bit space",
     ENOENT: "no IOAS has this id",
     EBADF: "the file descriptor is not open",
@@ -75,7 +77,11 @@ const causes: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   },
   IOMMU_IOAS_CHANGE_PROCESS: { EINVAL: "an area is not backed by a memfd: dma-buf and user-address areas cannot be re-homed" },
   IOMMU_DESTROY: { EBUSY: "the object is in use by another or by an attached device", ENOENT: "no object has this id" },
-  IOMMU_HWPT_ALLOC: { EOPNOTSUPP: "this IOMMU has no such feature", ENODEV: "no such driver data", ENOENT: "no such device, IOAS or HWPT id" },
+  IOMMU_HWPT_ALLOC: {
+    EOPNOTSUPP: "this IOMMU has no such feature",
+    ENODEV: "no such driver data",
+    ENOENT: "no such device, IOAS or HWPT id",
+  },
   IOMMU_OPTION: { EINVAL: "the value is not allowed now (HUGE_PAGES cannot change while areas exist)", EPERM: "needs CAP_SYS_RESOURCE" },
   open: { ENOENT: "no such device on this machine", EBUSY: "the device is open already", ENODEV: "no driver stands behind the node" },
 };

@@ -1,6 +1,7 @@
 /** A program's view of one operating system: what it can open. */
-import { O_CLOEXEC, O_RDWR } from "../uapi/index.ts";
+
 import { ENODEV } from "../lib/errno.ts";
+import { O_CLOEXEC, O_RDWR } from "../uapi/index.ts";
 import { CallError } from "./error.ts";
 import { Handle, must } from "./handle.ts";
 import { Iommufd } from "./iommufd.ts";

@@ -16,7 +16,7 @@ import { physAddr } from "../lib/addr.ts";
 import { Errno } from "../lib/errno.ts";
 import type { Step } from "../sched/task.ts";
 import { builtinModels, type ModelRegistry } from "./models.ts";
-import { MODULES, type MachineDescription, MachineError, parseSize, pathOf } from "./schema.ts";
+import { type MachineDescription, MachineError, MODULES, parseSize, pathOf } from "./schema.ts";
 import { type FunctionPlan, type MachinePlan, planMachine } from "./topology.ts";
 
 export interface BootOptions {
@@ -76,7 +76,9 @@ function* bindDriver(kernel: Kernel, machine: MachineDescription, dev: PciDev, {
   const name = node.driver === undefined ? defaultDriver(kernel) : node.driver;
   if (name === null) return;
   if (kernel.pci.driver(name) === undefined) {
-    throw new MachineError(machine.name, [`${pathOf([...path, "driver"])}: no driver "${name}" here: use "${DEFAULT_DRIVER}", or null for none`]);
+    throw new MachineError(machine.name, [
+      `${pathOf([...path, "driver"])}: no driver "${name}" here: use "${DEFAULT_DRIVER}", or null for none`,
+    ]);
   }
   dev.driverOverride = name;
   const r = yield* kernel.pci.bind(name, dev.name);

@@ -46,27 +46,40 @@ function problemsOf(issue: z.core.$ZodIssue, path: readonly PropertyKey[]): stri
   return issue.keys.map((k) => `${pathOf([...at, k])}: this model has no such option`);
 }
 
-const barSize = sizeSchema.transform(parseSize).refine((s) => s >= 4096n && (s & (s - 1n)) === 0n, "expected a power of two of at least 4096 bytes");
+const barSize = sizeSchema
+  .transform(parseSize)
+  .refine((s) => s >= 4096n && (s & (s - 1n)) === 0n, "expected a power of two of at least 4096 bytes");
 
 export const builtinModels: ModelRegistry = {
   edu: defineModel(z.strictObject({ dmaBits: z.number().int().min(12).max(64).optional() }), ({ dmaBits }) => () => {
     return new Edu(dmaBits === undefined ? {} : { dmaMask: (1n << BigInt(dmaBits)) - 1n });
   }),
-  ivshmem: defineModel(z.strictObject({ size: barSize.optional() }), ({ size }) => () => new Ivshmem(size === undefined ? {} : { size })),
+  ivshmem: defineModel(
+    z.strictObject({ size: barSize.optional() }),
+    ({ size }) =>
+      () =>
+        new Ivshmem(size === undefined ? {} : { size }),
+  ),
   nvme: defineModel(
     z.strictObject({ cmb: barSize.optional(), pmr: barSize.optional(), busReset: z.enum(["works", "fails"]).optional() }),
-    ({ cmb, pmr, busReset = "works" }) => () =>
-      new Nvme({
-        ...(cmb === undefined ? {} : { cmbSize: cmb }),
-        ...(pmr === undefined ? {} : { pmrSize: pmr }),
-        busResetFails: busReset === "fails",
-      }),
+    ({ cmb, pmr, busReset = "works" }) =>
+      () =>
+        new Nvme({
+          ...(cmb === undefined ? {} : { cmbSize: cmb }),
+          ...(pmr === undefined ? {} : { pmrSize: pmr }),
+          busResetFails: busReset === "fails",
+        }),
   ),
   "pci-testdev": defineModel(z.strictObject({}), () => () => new PciTestdev()),
 };
 
 /** The factory of a node's model; undefined, with the reason added to `problems`, when there is none. */
-export function modelFactory(models: ModelRegistry, node: DeviceNode, path: readonly PropertyKey[], problems: string[]): ModelFactory | undefined {
+export function modelFactory(
+  models: ModelRegistry,
+  node: DeviceNode,
+  path: readonly PropertyKey[],
+  problems: string[],
+): ModelFactory | undefined {
   const kind = Object.hasOwn(models, node.model) ? models[node.model] : undefined;
   if (kind === undefined) {
     problems.push(`${pathOf([...path, "model"])}: no model "${node.model}"; there are ${Object.keys(models).join(", ")}`);

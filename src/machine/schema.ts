@@ -76,7 +76,10 @@ const switchNode = z
 const iommu = z
   .strictObject({
     kind: z.enum(["intel-legacy", "intel-scalable", "intel-first-stage", "amd"]).describe("the unit and the page tables its driver writes"),
-    addressWidth: z.union([z.literal(39), z.literal(48), z.literal(57), z.literal(64)]).exactOptional().describe("bits of an IOVA; default 48"),
+    addressWidth: z
+      .union([z.literal(39), z.literal(48), z.literal(57), z.literal(64)])
+      .exactOptional()
+      .describe("bits of an IOVA; default 48"),
     snoopControl: z.boolean().exactOptional().describe("DMA can be forced to snoop the caches; default false"),
     coherentWalk: z.boolean().exactOptional().describe("the table walker snoops the caches; default false"),
     pages2m: z.boolean().exactOptional().describe("2 MiB leaves; default true"),

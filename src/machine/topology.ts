@@ -6,7 +6,15 @@
  */
 import { type PciNode, type PciPortNode, type PciTopology, planTopology } from "../kernel/pci/topology.ts";
 import { type ModelFactory, type ModelRegistry, modelFactory } from "./models.ts";
-import { type DeviceNode, type MachineDescription, MachineError, pathOf, type RootPortNode, type SwitchNode, type TopologyNode } from "./schema.ts";
+import {
+  type DeviceNode,
+  type MachineDescription,
+  MachineError,
+  pathOf,
+  type RootPortNode,
+  type SwitchNode,
+  type TopologyNode,
+} from "./schema.ts";
 
 type Path = readonly (string | number)[];
 
@@ -113,7 +121,6 @@ export function planMachine(machine: MachineDescription, models: ModelRegistry):
   plans.set(machine, plan);
   return plan;
 }
-
 
 function byAddress(machine: MachineDescription, topology: PciTopology, functions: readonly FunctionPlan[]): Map<string, FunctionPlan> {
   const byModel = new Map(functions.map((f) => [f.model, f]));

@@ -7,7 +7,10 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 
 const root = join(import.meta.dirname, "..", "..");
 const barlink = (...args: string[]): { status: number | null; out: string; err: string } => {
-  const r = spawnSync(process.execPath, [join(root, "dist/cli/main.js"), ...args], { encoding: "utf8", env: { ...process.env, FORCE_COLOR: undefined } });
+  const r = spawnSync(process.execPath, [join(root, "dist/cli/main.js"), ...args], {
+    encoding: "utf8",
+    env: { ...process.env, FORCE_COLOR: undefined },
+  });
   return { status: r.status, out: r.stdout, err: r.stderr };
 };
 
@@ -47,7 +50,11 @@ describe("barlink tour", () => {
         name: "amd",
         iommu: { kind: "amd" },
         pci: {
-          children: ["edu", "nvme"].map((model) => ({ type: "root-port", acs: ["SV", "RR", "CR", "UF"], children: [{ type: "device", model }] })),
+          children: ["edu", "nvme"].map((model) => ({
+            type: "root-port",
+            acs: ["SV", "RR", "CR", "UF"],
+            children: [{ type: "device", model }],
+          })),
         },
       }),
     );
@@ -62,7 +69,11 @@ describe("a user's mistake", () => {
   it.each([
     ["an unknown command", ["fly"], /unknown command 'fly'/],
     ["an unknown option", ["tour", "--fast"], /unknown option '--fast'/],
-    ["a machine that is not there", ["tour", "--machine", "/nonexistent.json"], /cannot be read: give a JSON file, or one of the names default, oracle/],
+    [
+      "a machine that is not there",
+      ["tour", "--machine", "/nonexistent.json"],
+      /cannot be read: give a JSON file, or one of the names default, oracle/,
+    ],
     ["a missing argument", ["machine", "check"], /missing required argument 'file'/],
   ])("such as %s is told in a line, without a stack, and ends with 2", (_name, args, message) => {
     const { status, err } = barlink(...args);

@@ -31,13 +31,45 @@ describe("a machine description", () => {
     ["an unknown IOMMU", { ...base, iommu: { kind: "sparc" } }, /^iommu\.kind: .*intel-legacy/],
     ["a width no unit has", { ...base, iommu: { kind: "amd", addressWidth: 40 } }, /^iommu\.addressWidth/],
     ["a size that is no size", { ...base, memory: "lots" }, /^memory: expected bytes, or a size/],
-    ["a slot that is no slot", { ...base, pci: { children: [{ type: "device", model: "edu", slot: "3" }] } }, /^pci\.children\[0\]\.slot: expected device\.function/],
+    [
+      "a slot that is no slot",
+      { ...base, pci: { children: [{ type: "device", model: "edu", slot: "3" }] } },
+      /^pci\.children\[0\]\.slot: expected device\.function/,
+    ],
     ["an unknown kind of node", { ...base, pci: { children: [{ type: "bridge" }] } }, /^pci\.children\[0\]/],
-    ["an unknown model", { ...base, pci: { children: [port([{ type: "device", model: "gpu" }])] } }, /^pci\.children\[0\]\.children\[0\]\.model: .*"gpu".*edu/],
-    ["an unknown option of a model", { ...base, pci: { children: [{ type: "device", model: "edu", options: { colour: 1 } }] } }, /^pci\.children\[0\]\.options\.colour/],
-    ["a BAR size that is no power of two", { ...base, pci: { children: [{ type: "device", model: "ivshmem", options: { size: "3 MiB" } }] } }, /^pci\.children\[0\]\.options\.size: .*power of two/],
-    ["an unknown driver", { ...base, pci: { children: [{ type: "device", model: "edu", driver: "e1000" }] } }, /^pci\.children\[0\]\.driver: .*vfio-pci/],
-    ["two devices in one slot", { ...base, pci: { children: [{ type: "device", model: "edu", slot: "03.0" }, { type: "device", model: "edu", slot: "03.0" }] } }, /^pci\.children\[1\]\.slot: 03\.0 is taken by pci\.children\[0\]/],
+    [
+      "an unknown model",
+      { ...base, pci: { children: [port([{ type: "device", model: "gpu" }])] } },
+      /^pci\.children\[0\]\.children\[0\]\.model: .*"gpu".*edu/,
+    ],
+    [
+      "an unknown option of a model",
+      { ...base, pci: { children: [{ type: "device", model: "edu", options: { colour: 1 } }] } },
+      /^pci\.children\[0\]\.options\.colour/,
+    ],
+    [
+      "a BAR size that is no power of two",
+      { ...base, pci: { children: [{ type: "device", model: "ivshmem", options: { size: "3 MiB" } }] } },
+      /^pci\.children\[0\]\.options\.size: .*power of two/,
+    ],
+    [
+      "an unknown driver",
+      { ...base, pci: { children: [{ type: "device", model: "edu", driver: "e1000" }] } },
+      /^pci\.children\[0\]\.driver: .*vfio-pci/,
+    ],
+    [
+      "two devices in one slot",
+      {
+        ...base,
+        pci: {
+          children: [
+            { type: "device", model: "edu", slot: "03.0" },
+            { type: "device", model: "edu", slot: "03.0" },
+          ],
+        },
+      },
+      /^pci\.children\[1\]\.slot: 03\.0 is taken by pci\.children\[0\]/,
+    ],
   ])("with %s is refused with the path of the field", (_name, value, path) => {
     const found = problems(value);
     expect(found.length).toBeGreaterThan(0);

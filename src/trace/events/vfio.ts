@@ -12,7 +12,12 @@ export type VfioEvent =
   | { readonly type: "vfio.power_state"; readonly device: string; readonly from: number; readonly to: number }
   | { readonly type: "vfio.memory_decode"; readonly device: string; readonly enabled: boolean }
   | { readonly type: "vfio.config_write"; readonly device: string; readonly pos: number; readonly count: number; readonly value: number }
-  | { readonly type: "vfio.reset"; readonly device: string; readonly how: "ioctl" | "exp-flr" | "af-flr"; readonly error: string | undefined }
+  | {
+      readonly type: "vfio.reset";
+      readonly device: string;
+      readonly how: "ioctl" | "exp-flr" | "af-flr";
+      readonly error: string | undefined;
+    }
   | { readonly type: "vfio.hot_reset"; readonly device: string; readonly devices: readonly string[]; readonly error: string | undefined }
   | { readonly type: "vfio.low_power"; readonly device: string; readonly what: "entry" | "entry-with-wakeup" | "exit" | "wake" }
   | { readonly type: "vfio.bar_fault"; readonly device: string; readonly bar: number; readonly offset: bigint; readonly served: boolean }
