@@ -1,4 +1,4 @@
-/** ACS controls between their letters and their bits. */
+/** ACS controls: their letters as bits. */
 import { PCI_ACS_CR, PCI_ACS_DT, PCI_ACS_EC, PCI_ACS_RR, PCI_ACS_SV, PCI_ACS_TB, PCI_ACS_UF } from "../../uapi/pci_regs.ts";
 import type { AcsFlag } from "./pci_model.ts";
 
@@ -16,8 +16,4 @@ export function acsBits(flags: readonly AcsFlag[]): number {
   let bits = 0;
   for (const f of flags) bits |= BITS[f];
   return bits;
-}
-
-export function acsFlags(bits: number): AcsFlag[] {
-  return (Object.keys(BITS) as AcsFlag[]).filter((f) => (bits & BITS[f]) !== 0);
 }

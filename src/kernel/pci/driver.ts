@@ -88,8 +88,7 @@ function* probeLocked(dev: PciDev, driver: PciDriver): Step<Errno | undefined> {
   const trace = dev.kernel.trace;
   if (trace.on) trace.emit({ type: "pci.bind", device: dev.name, driver: driver.name, result: failed?.name ?? "ok" });
   if (failed === undefined) return undefined;
-  dev.driver = undefined;
-  dev.driverData = undefined;
+  forget(dev);
   yield* dev.pm.putSync();
   if (driver.driverManagedDma !== true) yield* unuseDefaultDomain(dev);
   return failed;
@@ -104,8 +103,7 @@ export function* unbindDriver(dev: PciDev, driver?: PciDriver): Step<Errno | und
     yield* dev.pm.getSync();
     yield* bound.remove(dev);
     dev.pm.putNoidle();
-    dev.driver = undefined;
-    dev.driverData = undefined;
+    forget(dev);
     yield* dev.pm.putSync();
     if (bound.driverManagedDma !== true) yield* unuseDefaultDomain(dev);
     const trace = dev.kernel.trace;
@@ -114,6 +112,13 @@ export function* unbindDriver(dev: PciDev, driver?: PciDriver): Step<Errno | und
   } finally {
     dev.lock.unlock();
   }
+}
+
+/** What belongs to the driver goes with it; its p2pdma providers too. */
+function forget(dev: PciDev): void {
+  dev.driver = undefined;
+  dev.driverData = undefined;
+  dev.p2pdma = undefined;
 }
 
 function* useDefaultDomain(dev: PciDev): Step<Errno | undefined> {

@@ -68,7 +68,7 @@ export class FunctionPort implements PciPort {
       this.#intxDelivered = false;
       return;
     }
-    if (this.#intxDelivered || fn.template.description.interruptPin === undefined) return;
+    if (this.#intxDelivered || (fn.template.description.interruptPin ?? 0) === 0) return;
     this.#intxDelivered = true;
     fn.owner?.irqs.deliver("intx", 0);
   }

@@ -18,7 +18,6 @@ import {
   PCI_MSI_FLAGS_64BIT,
   PCI_MSI_FLAGS_ENABLE,
   PCI_MSI_FLAGS_MASKBIT,
-  PCI_MSI_FLAGS_QMASK,
   PCI_MSI_FLAGS_QSIZE,
   PCI_MSIX_ENTRY_DATA,
   PCI_MSIX_ENTRY_LOWER_ADDR,
@@ -194,6 +193,3 @@ export class PciIrqs {
     this.#dev.configWrite(off, 4, change(this.#dev.configRead(off, 4)) >>> 0);
   }
 }
-
-/** Vectors that an MSI capability's flags word says the hardware has. */
-export const msiVectorCount = (flags: number): number => 1 << ((flags & PCI_MSI_FLAGS_QMASK) >> 1);

@@ -57,10 +57,6 @@ export type { PciSavedState } from "./save_state.ts";
 
 const DEVICE_LOCK = new LockClass("device_lock");
 
-/** Bits of a config dword that did not come from the function at all. */
-export const isErrorResponse = (value: number, size: 1 | 2 | 4): boolean =>
-  value === (size === 4 ? 0xffff_ffff : size === 2 ? 0xffff : 0xff);
-
 export class PciDev extends Device {
   readonly kernel: Kernel;
   readonly model: PciModel;

@@ -20,7 +20,7 @@ import { WaitQueue } from "../../sched/wait.ts";
 import type { PciDev } from "./pci_dev.ts";
 import { D0, D3HOT, powerUpAndWait, setPowerState, updateCurrentState } from "./power.ts";
 
-export type RuntimeStatus = "active" | "suspending" | "suspended" | "resuming";
+type RuntimeStatus = "active" | "suspending" | "suspended" | "resuming";
 
 export class RuntimePm {
   readonly #dev: PciDev;
