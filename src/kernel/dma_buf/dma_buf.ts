@@ -10,13 +10,12 @@
  */
 import { EBADF, EINVAL, ENOENT, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
-import type { File } from "../fs/file.ts";
 import type { Process } from "../fs/process.ts";
 import type { Kernel } from "../kernel.ts";
 import { DmaBuf, type DmaBufExportInfo } from "./buffer.ts";
 import { dmaBufFileOps } from "./dma_buf_file.ts";
 
-export { DmaBuf, type DmaBufExportInfo, type DmaBufOps, dmaBufBeginCpuAccess, dmaBufEndCpuAccess, dmaBufStats } from "./buffer.ts";
+export { DmaBuf, type DmaBufOps } from "./buffer.ts";
 
 /**
  * Wraps an exporter's memory into a buffer with one reference, the caller's.
@@ -51,24 +50,16 @@ export function dmaBufFdInstall(process: Process, dmabuf: DmaBuf, fd: number): v
   process.files.install(fd, dmabuf.file);
 }
 
-/** The buffer behind a file, or undefined for a file that is none. */
-export const dmaBufOfFile = (file: File): DmaBuf | undefined => (file.ops === dmaBufFileOps ? (file.privateData as DmaBuf) : undefined);
-
 /** The buffer behind a descriptor, with a reference. EBADF without a file, EINVAL for another kind of file. */
 export function dmaBufGet(process: Process, fd: number): DmaBuf | Errno {
   const file = process.files.get(fd);
   if (file instanceof Errno) return EBADF;
-  const dmabuf = dmaBufOfFile(file);
-  if (dmabuf === undefined) return EINVAL;
+  if (file.ops !== dmaBufFileOps) return EINVAL;
   file.get();
+  const dmabuf = file.privateData as DmaBuf;
   const { trace } = dmabuf.kernel;
   if (trace.on) trace.emit({ type: "dma_buf.get", ino: dmabuf.ino, fd });
   return dmabuf;
-}
-
-/** One more reference, for a caller that has one. */
-export function dmaBufRef(dmabuf: DmaBuf): void {
-  dmabuf.file.get();
 }
 
 /** Drops a reference; after the last the buffer is released from task work. */
