@@ -71,7 +71,7 @@ export const vfioDeviceFops: FileOps = {
   },
 
   fdinfo(f: File): string[] {
-    return [`vfio-device-syspath: /sys/bus/pci/devices/${fileOf(f).device.dev.name}`];
+    return [`vfio-device-syspath: ${fileOf(f).device.ops.sysfsPath()}`];
   },
 };
 

@@ -55,6 +55,8 @@ export interface VfioDeviceOps {
   read(buf: bigint, count: number, pos: bigint): Step<number | Errno>;
   write(buf: bigint, count: number, pos: bigint): Step<number | Errno>;
   mmap(vma: Vma): Errno | undefined;
+  /** The device in sysfs, `/sys/devices/pci0000:00/…`. */
+  sysfsPath(): string;
   /** Asks the user to let go; `count` is how many times it was asked before. */
   request(count: number): void;
   /** `uuid`: 16 bytes, or undefined when none was given. dev_set->lock held. */

@@ -29,6 +29,13 @@ describe("before it is bound", () => {
   });
 });
 
+test("fdinfo names the device in sysfs", () => {
+  const b = new Bench();
+  const info = b.ok(b.process.sys.fdinfo(b.openCdev()));
+  const port = b.pdev().upstreamBridge?.name;
+  expect(info).toContain(`vfio-device-syspath: /sys/devices/pci0000:00/${port}/${b.bdfs[0]}`);
+});
+
 describe("BIND_IOMMUFD", () => {
   test.each([
     ["a short argsz", { argsz: 15, iommufd: -1 }, EINVAL],

@@ -90,11 +90,17 @@ function deviceOps(name: string): (vdev: VfioPciCoreDevice) => VfioDeviceOps {
     read: (buf, count, pos) => vfioPciRw(vdev, buf, count, pos, false),
     write: (buf, count, pos) => vfioPciRw(vdev, buf, count, pos, true),
     mmap: (vma) => vfioPciCoreMmap(vdev, vma),
+    sysfsPath: () => sysfsPath(vdev.pdev),
     request: (count) => vfioPciRequest(vdev, count),
     matchTokenUuid: (uuid) => vfioPciMatchToken(vdev, uuid),
     pmRuntimeResumeAndGet: () => vdev.pdev.pmRuntimeResumeAndGet(),
     pmRuntimePut: () => vdev.pdev.pmRuntimePut(),
   });
+}
+
+function sysfsPath(pdev: PciDev): string {
+  const parent = pdev.upstreamBridge;
+  return `${parent === undefined ? `/sys/devices/pci${pdev.name.slice(0, 7)}` : sysfsPath(parent)}/${pdev.name}`;
 }
 
 function* probe(pdev: PciDev, name: string, params: VfioPciParams, pciOps: VfioPciOps): Step<Errno | undefined> {
