@@ -34,6 +34,7 @@ import type { Kernel } from "../kernel.ts";
 import type { Mm } from "./mm.ts";
 import { PageCache } from "./page_cache.ts";
 import type { UserMemory } from "./user_memory.ts";
+import { type FaultError, NO_FRAME, type Pte, UserPages } from "./user_pages.ts";
 import { type FaultResult, Vma } from "./vma.ts";
 
 /** One past the highest user address. */
@@ -44,24 +45,6 @@ const HUGE_SIZE = 0x20_0000n;
 
 /** What a simulated CPU access came to. */
 export type AccessResult = "ok" | "SIGSEGV" | "SIGBUS";
-
-interface Pte {
-  /** Frame, or -1 for device memory. */
-  pfn: Pfn;
-  /** Device memory; meaningless otherwise. */
-  readonly pa: PhysAddr;
-  readable: boolean;
-  writable: boolean;
-  /** A private page of this address space, not one of a file's. */
-  readonly anon: boolean;
-  /** The only owner of its private page. */
-  exclusive: boolean;
-}
-
-type FaultError = "SIGSEGV" | "SIGBUS" | "ENOMEM";
-
-const NO_FRAME = -1 as Pfn;
-const NO_PA = 0n as PhysAddr;
 
 export interface MmapRequest {
   /** A wish; binding with MAP_FIXED. Default 0: the kernel's choice. */
@@ -81,11 +64,12 @@ export class AddressSpace implements UserMemory {
   mm: Mm | undefined = undefined;
   /** Sorted by address. */
   readonly #vmas: Vma[] = [];
-  readonly #ptes: Map<number, Pte> = new Map();
+  readonly #pages: UserPages;
   #recent: Vma | undefined = undefined;
 
   constructor(kernel: Kernel) {
     this.kernel = kernel;
+    this.#pages = new UserPages(kernel);
   }
 
   /** Mappings in order of address. */
@@ -95,7 +79,7 @@ export class AddressSpace implements UserMemory {
 
   /** Pages mapped now. */
   get mappedPages(): number {
-    return this.#ptes.size;
+    return this.#pages.size;
   }
 
   attach(mm: Mm): void {
@@ -189,11 +173,7 @@ export class AddressSpace implements UserMemory {
       const v = this.find(at) as Vma;
       if (v.end > end) this.#split(v, end);
       v.prot = prot;
-      const readable = prot !== 0;
-      this.#eachPte(vpnOf(v.start), vpnOf(v.end), (_vpn, pte) => {
-        pte.readable = readable;
-        pte.writable = false;
-      });
+      this.#pages.protect(vpnOf(v.start), vpnOf(v.end), prot !== 0);
       at = v.end;
     }
     return undefined;
@@ -268,47 +248,25 @@ export class AddressSpace implements UserMemory {
   /** The child's memory. */
   fork(): AddressSpace {
     const child = new AddressSpace(this.kernel);
-    const { frames } = this.kernel;
     for (const v of this.#vmas) {
       const c = new Vma(child, v.start, v.end, v.prot, v.shared, v.file?.get(), v.offset);
       this.#copyInto(c, v);
       child.#insert(c);
       v.ops?.open?.(c);
       // Shared pages are faulted in by the child when it wants them.
-      if (v.shared && !v.pfnmap) continue;
-      this.#eachPte(vpnOf(v.start), vpnOf(v.end), (vpn, pte) => {
-        if (pte.pfn === NO_FRAME || !pte.anon) {
-          if (pte.pfn !== NO_FRAME) frames.get(pte.pfn);
-          child.#ptes.set(vpn, { ...pte });
-        } else if (pte.exclusive && frames.pins(pte.pfn) > 0) {
-          // DMA may write to the parent's page at any time: the child gets its own now.
-          child.#ptes.set(vpn, { ...pte, pfn: this.#copyFrame(pte.pfn) });
-        } else {
-          frames.get(pte.pfn);
-          pte.writable = false;
-          pte.exclusive = false;
-          child.#ptes.set(vpn, { ...pte });
-        }
-      });
+      if (!v.shared || v.pfnmap) this.#pages.forkInto(child.#pages, vpnOf(v.start), vpnOf(v.end));
     }
     return child;
   }
 
   /** Removes entries of pages [first, end); those of private copies only when `copies`. Returns how many. */
   zap(first: number, end: number, copies: boolean): number {
-    let n = 0;
-    this.#eachPte(first, end, (vpn, pte) => {
-      if (pte.anon && !copies) return;
-      this.#ptes.delete(vpn);
-      if (pte.pfn !== NO_FRAME) this.kernel.frames.put(pte.pfn);
-      n++;
-    });
-    return n;
+    return this.#pages.zap(first, end, copies);
   }
 
   /** Physical address that backs `addr` now, without a fault. */
   translate(addr: bigint): PhysAddr | undefined {
-    const pte = this.#ptes.get(vpnOf(addr));
+    const pte = this.#pages.get(vpnOf(addr));
     if (pte === undefined) return undefined;
     const base = pte.pfn === NO_FRAME ? pte.pa : BigInt(pte.pfn) << 12n;
     return (base + (addr & PAGE_MASK_N)) as PhysAddr;
@@ -320,13 +278,13 @@ export class AddressSpace implements UserMemory {
     let offset = Number(addr & PAGE_MASK_N);
     for (let done = 0; done < buf.length; ) {
       const n = Math.min(buf.length - done, PAGE_SIZE - offset);
-      let pte = this.#ptes.get(vpn);
+      let pte = this.#pages.get(vpn);
       if (pte === undefined || !(write ? pte.writable : pte.readable)) {
         const r = this.#fault(vpn, write);
         if (typeof r === "string") return buf.length - done;
         pte = r;
       }
-      this.#transfer(pte, offset, n === buf.length ? buf : buf.subarray(done, done + n), write);
+      this.#pages.transfer(pte, offset, n === buf.length ? buf : buf.subarray(done, done + n), write);
       done += n;
       offset = 0;
       vpn++;
@@ -339,7 +297,7 @@ export class AddressSpace implements UserMemory {
     let offset = Number(addr & PAGE_MASK_N);
     for (let done = 0; done < buf.length; ) {
       const n = Math.min(buf.length - done, PAGE_SIZE - offset);
-      const pte = this.#ptes.get(vpn);
+      const pte = this.#pages.get(vpn);
       if (pte === undefined || !(write ? pte.writable : pte.readable)) {
         const r = yield* this.#faultSleeping(vpn, write);
         if (r === "SIGSEGV" || r === "SIGBUS") return r;
@@ -347,24 +305,12 @@ export class AddressSpace implements UserMemory {
         if (r === "ENOMEM") return "SIGBUS";
         continue;
       }
-      this.#transfer(pte, offset, n === buf.length ? buf : buf.subarray(done, done + n), write);
+      this.#pages.transfer(pte, offset, n === buf.length ? buf : buf.subarray(done, done + n), write);
       done += n;
       offset = 0;
       vpn++;
     }
     return "ok";
-  }
-
-  #transfer(pte: Pte, offset: number, part: Uint8Array, write: boolean): void {
-    const { frames, phys } = this.kernel;
-    if (pte.pfn !== NO_FRAME) {
-      if (write) frames.writeFrame(pte.pfn, offset, part);
-      else frames.readFrame(pte.pfn, offset, part);
-    } else {
-      const pa = (pte.pa + BigInt(offset)) as PhysAddr;
-      if (write) phys.write(pa, part);
-      else phys.read(pa, part);
-    }
   }
 
   /** The mapping that allows the access, or why there is none. */
@@ -379,9 +325,9 @@ export class AddressSpace implements UserMemory {
   #fault(vpn: number, write: boolean): Pte | FaultError {
     const vma = this.#allowed(vpn, write);
     if (typeof vma === "string") return this.#traced(vpn, write, vma);
-    if (vma.ops === undefined) return this.#traced(vpn, write, this.#faultFrame(vma, vpn, write));
+    if (vma.ops === undefined) return this.#traced(vpn, write, this.#pages.fault(vma, vpn, write));
     const r = vma.ops.fault(vma, vma.pageOffset(vpn));
-    return this.#traced(vpn, write, this.#mapDevice(vma, vpn, typeof r === "object" ? this.#driveNow(r) : r));
+    return this.#traced(vpn, write, this.#pages.mapDevice(vma, vpn, typeof r === "object" ? this.#driveNow(r) : r));
   }
 
   *#faultSleeping(vpn: number, write: boolean): Step<Pte | FaultError> {
@@ -391,7 +337,7 @@ export class AddressSpace implements UserMemory {
       const vma = this.#allowed(vpn, write);
       if (typeof vma === "string" || vma.ops === undefined) return this.#fault(vpn, write);
       const r = vma.ops.fault(vma, vma.pageOffset(vpn));
-      return this.#traced(vpn, write, this.#mapDevice(vma, vpn, typeof r === "object" ? yield* r : r));
+      return this.#traced(vpn, write, this.#pages.mapDevice(vma, vpn, typeof r === "object" ? yield* r : r));
     } finally {
       lock?.upRead();
     }
@@ -424,111 +370,14 @@ export class AddressSpace implements UserMemory {
     }
   }
 
-  #mapDevice(vma: Vma, vpn: number, r: FaultResult): Pte | FaultError {
-    if (r === "SIGBUS") return "SIGBUS";
-    const pte: Pte = { pfn: NO_FRAME, pa: r, readable: true, writable: (vma.prot & PROT_WRITE) !== 0, anon: false, exclusive: false };
-    this.#ptes.set(vpn, pte);
-    return pte;
-  }
-
-  /** A page of memory: made, taken from the file, or copied. */
-  #faultFrame(vma: Vma, vpn: number, write: boolean): Pte | FaultError {
-    const { frames } = this.kernel;
-    const may = (vma.prot & PROT_WRITE) !== 0;
-    const old = this.#ptes.get(vpn);
-    if (vma.cache !== undefined && (vma.shared || vma.cache.huge)) {
-      const pfn = this.#cachePage(vma, vpn);
-      if (typeof pfn === "string") return pfn;
-      if (old === undefined) frames.get(pfn);
-      return this.#setPte(vpn, { pfn, pa: NO_PA, readable: true, writable: may, anon: false, exclusive: false });
-    }
-    if (old?.anon === true) {
-      old.readable = true;
-      if (!write) return old;
-      return this.#own(vpn, may, old);
-    }
-    if (vma.cache !== undefined && !write && old === undefined) {
-      const pfn = this.#cachePage(vma, vpn);
-      if (typeof pfn === "string") return pfn;
-      frames.get(pfn);
-      return this.#setPte(vpn, { pfn, pa: NO_PA, readable: true, writable: false, anon: false, exclusive: false });
-    }
-    if (old !== undefined && !write) {
-      old.readable = true;
-      return old;
-    }
-    if (vma.cache !== undefined) return this.#copyCachePage(vma, vpn, may);
-    const pfn = frames.tryAlloc();
-    if (pfn instanceof Errno) return "ENOMEM";
-    return this.#setPte(vpn, { pfn, pa: NO_PA, readable: true, writable: may, anon: true, exclusive: true });
-  }
-
-  #setPte(vpn: number, pte: Pte): Pte {
-    this.#ptes.set(vpn, pte);
-    return pte;
-  }
-
-  #cachePage(vma: Vma, vpn: number): Pfn | FaultError {
-    const cache = vma.cache as PageCache;
-    const index = vma.pageOffset(vpn);
-    if (BigInt(index) * PAGE_SIZE_N >= cache.size) return "SIGBUS";
-    const pfn = cache.page(index);
-    return pfn instanceof Errno ? "ENOMEM" : pfn;
-  }
-
-  /** Gives a private mapping its own copy of the file's page. */
-  #copyCachePage(vma: Vma, vpn: number, writable: boolean): Pte | FaultError {
-    const from = this.#cachePage(vma, vpn);
-    if (typeof from === "string") return from;
-    const { frames } = this.kernel;
-    const pfn = frames.tryAlloc();
-    if (pfn instanceof Errno) return "ENOMEM";
-    this.#copyContent(from, pfn);
-    const old = this.#ptes.get(vpn);
-    if (old !== undefined) frames.put(old.pfn);
-    return this.#setPte(vpn, { pfn, pa: NO_PA, readable: true, writable, anon: true, exclusive: true });
-  }
-
-  /** Makes a private page the entry's own, by a copy if somebody else has it too. */
-  #own(vpn: number, writable: boolean, pte: Pte): Pte | FaultError {
-    const { frames } = this.kernel;
-    if (!pte.exclusive && frames.refs(pte.pfn) > 1) {
-      const pfn = frames.tryAlloc();
-      if (pfn instanceof Errno) return "ENOMEM";
-      this.#copyContent(pte.pfn, pfn);
-      frames.put(pte.pfn);
-      pte.pfn = pfn;
-    }
-    pte.exclusive = true;
-    pte.writable = writable;
-    return this.#setPte(vpn, pte);
-  }
-
-  #copyContent(from: Pfn, to: Pfn): void {
-    const bytes = new Uint8Array(PAGE_SIZE);
-    this.kernel.frames.readFrame(from, 0, bytes);
-    if (bytes.some((b) => b !== 0)) this.kernel.frames.writeFrame(to, 0, bytes);
-  }
-
-  #copyFrame(from: Pfn): Pfn {
-    const pfn = this.kernel.frames.alloc();
-    this.#copyContent(from, pfn);
-    return pfn;
-  }
-
   /** The frame to pin for long, after what a fault has to do first. */
   #pinnable(vpn: number, write: boolean): Pfn | Errno {
     const vma = this.find(BigInt(vpn) << 12n);
     if (vma === undefined || vma.pfnmap) return EFAULT;
     if ((vma.prot & (write ? PROT_WRITE : PROT_READ)) === 0) return EFAULT;
-    let pte: Pte | FaultError | undefined = this.#ptes.get(vpn);
+    let pte: Pte | FaultError | undefined = this.#pages.get(vpn);
     if (pte === undefined || !(write ? pte.writable : pte.readable)) pte = this.#fault(vpn, write);
-    const copied = !vma.shared && !(vma.cache?.huge === true);
-    if (typeof pte !== "string" && copied && !pte.exclusive) {
-      // A private page that somebody else may replace would leave the pin behind: own it first.
-      const may = (vma.prot & PROT_WRITE) !== 0;
-      pte = pte.anon ? this.#own(vpn, may, pte) : this.#copyCachePage(vma, vpn, may);
-    }
+    if (typeof pte !== "string") pte = this.#pages.own(vma, vpn, pte);
     if (typeof pte === "string") return pte === "ENOMEM" ? ENOMEM : EFAULT;
     return pte.pfn;
   }
@@ -617,19 +466,6 @@ export class AddressSpace implements UserMemory {
       if (v.file !== undefined) this.kernel.fs.fput(v.file);
     }
     this.#recent = undefined;
-  }
-
-  /** Calls `f` for the entries of pages [first, end); `f` may delete its own. */
-  #eachPte(first: number, end: number, f: (vpn: number, pte: Pte) => void): void {
-    if (end - first <= this.#ptes.size) {
-      // Backwards: frames that are freed are handed out again from the last one on.
-      for (let vpn = end - 1; vpn >= first; vpn--) {
-        const pte = this.#ptes.get(vpn);
-        if (pte !== undefined) f(vpn, pte);
-      }
-      return;
-    }
-    for (const [vpn, pte] of this.#ptes) if (vpn >= first && vpn < end) f(vpn, pte);
   }
 }
 
