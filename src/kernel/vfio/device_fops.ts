@@ -16,7 +16,7 @@ import { vfioCdevOpen, vfioCdevRelease, vfioIoctlAttachPt, vfioIoctlBindIommufd,
 import { InfoCaps } from "./info_caps.ts";
 import { type RegionInfo, type VfioDevice, VfioDeviceFile } from "./vfio_main.ts";
 
-/** First minor of the character devices; the major is the kernel's to give, 511 downwards. */
+/** The first major that Linux gives away by itself; the minor is the device's number. */
 const VFIO_DEV_MAJOR = 511;
 
 const fileOf = (f: File): VfioDeviceFile => {
@@ -24,7 +24,7 @@ const fileOf = (f: File): VfioDeviceFile => {
   return f.privateData;
 };
 
-export const vfioDeviceFops: FileOps = {
+const vfioDeviceFops: FileOps = {
   name: "vfio-device",
 
   *ioctl(f: File, cmd: number, arg: bigint): Step<number | Errno> {

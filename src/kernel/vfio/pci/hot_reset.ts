@@ -170,7 +170,7 @@ function* resumeAll(all: readonly VfioPciCoreDevice[]): Step<Errno | undefined> 
 }
 
 /** The PCI side of a VFIO device; all devices of a set here are PCI functions. */
-export function vfioPciCoreOf(device: VfioDevice): VfioPciCoreDevice {
+function vfioPciCoreOf(device: VfioDevice): VfioPciCoreDevice {
   const core = (device.dev as PciDev).driverData;
   if (!(core instanceof VfioPciCoreDevice)) throw new KernelBug(`${device.name} is no PCI function`);
   return core;
