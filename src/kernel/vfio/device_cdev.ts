@@ -35,7 +35,6 @@ import { type VfioDevice, VfioDeviceFile } from "./vfio_main.ts";
 const UUID_BYTES = 16;
 
 /** Opens the node; ENODEV once the device is being unregistered. */
-// biome-ignore lint/correctness/useYield: an open may sleep, this one does not
 export function* vfioCdevOpen(device: VfioDevice, file: File): Step<Errno | undefined> {
   if (!device.tryGetRegistration()) return ENODEV;
   file.privateData = new VfioDeviceFile(device);

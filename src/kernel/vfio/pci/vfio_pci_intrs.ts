@@ -218,7 +218,6 @@ function setUnmaskEventfd(vdev: VfioPciCoreDevice, fd: number): Errno | undefine
     ctx.unmask = undefined;
     return undefined;
   }
-  // biome-ignore lint/correctness/useYield: a worker may sleep, this one does not
   const resend = function* (): Step<void> {
     sendIntx(vdev);
   };
