@@ -237,6 +237,7 @@ export class IoPagetable implements FillTarget, IovaSpace {
     let unmapped = 0n;
     yield* this.domainsSem.downRead();
     yield* this.iovaSem.downWrite();
+    let locked = true;
     try {
       for (;;) {
         const area = this.areas.first(start, last);
@@ -250,18 +251,20 @@ export class IoPagetable implements FillTarget, IovaSpace {
         }
         area.pages = undefined;
         this.iovaSem.upWrite();
+        locked = false;
         yield* unfillDomains(this, area, pages);
         yield* this.#abortArea(area);
         yield* pages.put();
         unmapped += area.length;
         yield* this.iovaSem.downWrite();
+        locked = true;
         // The IOVA that is free now may be taken again: only what lies behind is left to do.
         if (area.last >= last) break;
         start = area.last + 1n;
       }
       return { unmapped, held: undefined };
     } finally {
-      this.iovaSem.upWrite();
+      if (locked) this.iovaSem.upWrite();
       this.domainsSem.upRead();
     }
   }

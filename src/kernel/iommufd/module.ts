@@ -1,12 +1,9 @@
-/** What the module keeps per kernel: its device node's `struct device`, its parameters, its open contexts. */
+/** What the module keeps per kernel: its parameters, its open contexts, its counters. */
 import { KernelBug } from "../../lib/kernel_bug.ts";
-import { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IommufdCtx } from "./ctx.ts";
 
 export class IommufdModule {
-  /** Stands for iommufd where a dma-buf exporter wants an importing device; it is on no bus. */
-  readonly miscDevice: Device = new Device("iommu", "misc", 0);
   /** Module parameter: bind devices whose interrupts the platform cannot isolate. */
   allowUnsafeInterrupts = false;
   /** Contexts not yet released. */
