@@ -14,4 +14,4 @@ export {
 export { Edu, type EduOptions } from "./edu.ts";
 export { Ivshmem, type IvshmemOptions } from "./ivshmem.ts";
 export { Nvme, type NvmeOptions } from "./nvme.ts";
-export { type DeviceModel, type DeviceOptions, deviceModels } from "./registry.ts";
+export { PciTestdev } from "./pci_testdev.ts";

@@ -27,7 +27,7 @@ import { amdFault, type FaultCause, type FaultFacts, type IommuFault } from "./f
 import { AMD_HT_RANGE, type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
 import { type IommuCap, IommuUnit } from "./unit.ts";
 
-export const amdOps: IommuOps = { name: "amd" };
+const amdOps: IommuOps = { name: "amd" };
 
 /** Bits of the extended feature register. */
 const EFR_GIOSUP = 1n << 48n;
@@ -123,7 +123,6 @@ export class AmdIommu extends IommuUnit {
     }
   }
 
-  // biome-ignore lint/correctness/useYield: allocating a domain may sleep where memory is short
   override *domainAllocPagingFlags(dev: Device, flags: number): Step<IommuDomain | Errno> {
     // Version 2 tables, which PASIDs would need, are not offered: a flag for them is as unknown as any other.
     if ((flags & ~(IOMMU_HWPT_ALLOC_DIRTY_TRACKING | IOMMU_HWPT_ALLOC_NEST_PARENT)) !== 0) return EOPNOTSUPP;

@@ -23,7 +23,6 @@ export const IOMMU_READ = 1;
 export const IOMMU_WRITE = 2;
 /** The device's accesses snoop the CPU's caches. */
 export const IOMMU_CACHE = 4;
-export const IOMMU_NOEXEC = 8;
 /** Device memory: never cacheable, so never together with IOMMU_CACHE. */
 export const IOMMU_MMIO = 16;
 

@@ -29,7 +29,7 @@ import { type FaultCause, type FaultFacts, type IommuFault, intelFault } from ".
 import { type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
 import { type IommuCap, IommuUnit } from "./unit.ts";
 
-export const intelOps: IommuOps = { name: "intel" };
+const intelOps: IommuOps = { name: "intel" };
 
 /** Bits of ECAP_REG. */
 const ECAP_C = 1n << 0n;
@@ -61,7 +61,7 @@ const SIZE_2M = 1n << 21n;
 const SIZE_1G = 1n << 30n;
 
 /** CAP_REG of a described unit. */
-export function capRegister(d: IommuDescription): bigint {
+function capRegister(d: IommuDescription): bigint {
   const width = d.addressWidth ?? 48;
   if (width > 57) throw new RangeError(`VT-d of ${width} bits: 39, 48 or 57`);
   // SAGAW: bit 1 is a 3-level table (39 bits), bit 2 a 4-level, bit 3 a 5-level one.
@@ -78,7 +78,7 @@ export function capRegister(d: IommuDescription): bigint {
 }
 
 /** ECAP_REG of a described unit. */
-export function ecapRegister(d: IommuDescription): bigint {
+function ecapRegister(d: IommuDescription): bigint {
   let ecap = ECAP_BASE;
   if (d.interruptRemapping !== false) ecap |= ECAP_IR;
   if (d.snoopControl === true) ecap |= ECAP_SC;
@@ -108,7 +108,7 @@ interface IntelDomainOptions {
   readonly dirty: boolean;
 }
 
-export class IntelDomain extends IommuDomain {
+class IntelDomain extends IommuDomain {
   readonly stage: "first" | "second";
   /** Bits of its input address. */
   readonly width: number;
@@ -198,7 +198,6 @@ export class IntelIommu extends IommuUnit {
     }
   }
 
-  // biome-ignore lint/correctness/useYield: allocating a domain may sleep where memory is short
   override *domainAllocPagingFlags(dev: Device, flags: number): Step<IommuDomain | Errno> {
     const domain = this.#allocPaging("unmanaged", flags);
     if (!(domain instanceof Errno) && this.kernel.trace.on) {
