@@ -58,20 +58,21 @@ function pull(n: ItreeNode): void {
   n.itMax = max;
 }
 
-/** Lowest node of `n`'s subtree that meets [start, last]; the caller knows that n.itMax ≥ start. */
+/**
+ * Lowest node of a subtree that meets [start, last]; the caller knows that some
+ * node there ends at `start` or later (from.itMax ≥ start).
+ *
+ * It is the lowest node that ends late enough, if that begins early enough: all
+ * after it begin later still. Where neither the left subtree nor the node ends
+ * late enough the right one must, so nothing is compared for it.
+ */
 function lowestOverlap(from: ItreeNode, start: bigint, last: bigint): N {
   let n = from;
   for (;;) {
     const l = n.itLeft;
-    if (l !== undefined && start <= l.itMax) {
-      n = l;
-      continue;
-    }
-    if (n.start > last) return undefined;
-    if (start <= n.last) return n;
-    const r = n.itRight;
-    if (r === undefined || start > r.itMax) return undefined;
-    n = r;
+    if (l !== undefined && start <= l.itMax) n = l;
+    else if (start <= n.last) return n.start <= last ? n : undefined;
+    else n = n.itRight as ItreeNode;
   }
 }
 
@@ -121,6 +122,7 @@ export class IntervalTree<T extends ItreeNode> {
     if (n.itHeight === 0) throw new KernelBug("interval tree: the node is in no tree");
     this.#size--;
     let from: N;
+    let moved: N;
     if (n.itLeft !== undefined && n.itRight !== undefined) {
       let next: ItreeNode = n.itRight;
       while (next.itLeft !== undefined) next = next.itLeft;
@@ -138,6 +140,7 @@ export class IntervalTree<T extends ItreeNode> {
       // What the parent knew of this place was n's: settling compares against it.
       next.itHeight = n.itHeight;
       next.itMax = n.itMax;
+      moved = next;
     } else {
       from = n.itParent;
       this.#replace(n, n.itLeft ?? n.itRight);
@@ -146,7 +149,7 @@ export class IntervalTree<T extends ItreeNode> {
     n.itRight = undefined;
     n.itParent = undefined;
     n.itHeight = 0;
-    this.#settleRemove(from);
+    this.#settleRemove(from, moved);
   }
 
   /** Lowest node that overlaps [start, last]. */
@@ -343,13 +346,16 @@ export class IntervalTree<T extends ItreeNode> {
     }
   }
 
-  #settleRemove(from: N): void {
+  /** Settles from `from` up, and at least to `moved`: a node that took another's place, with the other's height and largest last. */
+  #settleRemove(from: N, moved: N): void {
     let n = from;
+    let pending = moved !== undefined;
     while (n !== undefined) {
+      if (n === moved) pending = false;
       const { itHeight, itMax } = n;
       pull(n);
       const top = this.#balance(n);
-      if (top === n && n.itHeight === itHeight && n.itMax === itMax) return;
+      if (!pending && top === n && n.itHeight === itHeight && n.itMax === itMax) return;
       n = top.itParent;
     }
   }
