@@ -39,6 +39,7 @@ import type { P2pdma } from "./p2pdma.ts";
 import type { PciModel } from "./pci_model.ts";
 import { D0, powerUpNow, setPowerState, updateCurrentState } from "./power.ts";
 import {
+  initialResetMethods,
   probeResetBus,
   probeResetSlot,
   type ResetMethod,
@@ -46,7 +47,6 @@ import {
   resetBus,
   resetFunction,
   resetFunctionLocked,
-  supportedResetMethods,
   tryResetFunction,
 } from "./reset.ts";
 import type { PciResource } from "./resource.ts";
@@ -90,6 +90,8 @@ export class PciDev extends Device {
   iov: PciIov | undefined = undefined;
   p2pdma: P2pdma | undefined = undefined;
   nonMappableBars: boolean;
+  /** Discovered when its bus was still empty. */
+  readonly firstOnBus: boolean;
   /** The slot can reset by itself (a hotplug port above). */
   readonly hasResetSlot: boolean;
   readonly pm: RuntimePm;
@@ -124,6 +126,7 @@ export class PciDev extends Device {
     this.devfn = init.rid & 0xff;
     this.multifunction = init.multifunction;
     this.resources = init.resources;
+    this.firstOnBus = init.bus.devices.length === 0;
     this.hasResetSlot = init.hasResetSlot;
     this.physfn = init.physfn;
     this.isVirtfn = init.physfn !== undefined;
@@ -443,9 +446,9 @@ export class PciDev extends Device {
   get resetFunctionSupported(): boolean {
     return this.resetMethods.length > 0;
   }
-  /** Reset methods in the order they are tried: all that the device supports, or what was set (empty: it cannot be reset). */
+  /** Reset methods in the order they are tried: those found when it was discovered, or what was set (empty: it cannot be reset). */
   get resetMethods(): readonly ResetMethod[] {
-    this.#resetMethods ??= supportedResetMethods(this);
+    this.#resetMethods ??= initialResetMethods(this);
     return this.#resetMethods;
   }
   set resetMethods(names: readonly ResetMethod[]) {
@@ -468,12 +471,10 @@ export class PciDev extends Device {
     return rawResetFunctionLocked(this);
   }
   /** pci_probe_reset_slot of its slot: undefined, or ENOTTY. */
-  // biome-ignore lint/correctness/useYield: callers drive every reset call alike, and probing does not wait
   *probeResetSlot(): Step<Errno | undefined> {
     return probeResetSlot(this);
   }
   /** pci_probe_reset_bus of its bus: undefined, or ENOTTY. */
-  // biome-ignore lint/correctness/useYield: callers drive every reset call alike, and probing does not wait
   *probeResetBus(): Step<Errno | undefined> {
     return probeResetBus(this.pciBus);
   }

@@ -129,7 +129,6 @@ function* deviceSpecific(dev: PciDev): Step<Errno | undefined> {
 }
 
 const absent = (): Errno => ENOTTY;
-// biome-ignore lint/correctness/useYield: a method is a generator, and this one has nothing to wait for
 function* absentReset(): Step<Errno | undefined> {
   return ENOTTY;
 }
@@ -145,8 +144,17 @@ const METHODS: readonly Method[] = [
   { name: "cxl_bus", probe: absent, reset: absentReset },
 ];
 
-/** pci_init_reset_methods: which ones the device supports now. */
-export function supportedResetMethods(dev: PciDev): ResetMethod[] {
+/**
+ * The methods that the kernel lists when it discovers the device. It looks before the device is on its bus, so the first
+ * one there is listed with a bus reset whoever follows; carrying it out answers ENOTTY when it is not alone.
+ */
+export function initialResetMethods(dev: PciDev): ResetMethod[] {
+  const bus = dev.upstreamBridge !== undefined && dev.firstOnBus && description(dev).noBusReset !== true;
+  return METHODS.filter((m) => (m.name === "bus" ? bus : m.probe(dev) === undefined)).map((m) => m.name);
+}
+
+/** Which ones it supports as things are now. */
+function supportedResetMethods(dev: PciDev): ResetMethod[] {
   return METHODS.filter((m) => m.probe(dev) === undefined).map((m) => m.name);
 }
 

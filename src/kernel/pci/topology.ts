@@ -2,7 +2,7 @@
  * The machine's PCI tree: its description, and the plan made from it.
  *
  * The plan is what firmware and the kernel's scan would settle at boot: bus
- * numbers (depth first), names, BAR addresses and bridge windows, ACS controls.
+ * numbers (depth first), order of discovery (bus by bus), names, BAR addresses and bridge windows, ACS controls.
  * It is made once per description object and never changes, so that booting the
  * same machine again only makes objects.
  *
@@ -137,6 +137,8 @@ interface Draft {
   readonly multifunction: boolean;
   readonly hasResetSlot: boolean;
   secondary: number;
+  /** Highest bus number below. */
+  lastBus: number;
 }
 
 class Planner {
@@ -179,17 +181,32 @@ class Planner {
     // Below a port with a link there is only device 0; a root bus and a switch's inside have up to 32.
     const onlyDevice0 = above !== undefined && above.kind !== "upstream-port";
     const placed = place(nodes, onlyDevice0, above === undefined ? "root bus" : bdfName(bus << 8));
+    const ports: { readonly node: PciPortNode; readonly draft: Draft; readonly index: number }[] = [];
     for (const { node, device, fn, multifunction } of placed) {
       const rid = ridOf(bus, device, fn);
       const name = bdfName(rid);
       const index = this.#drafts.length;
       const template = node.kind === "function" ? endpointTemplate(node, name) : this.#port(node, above, name, multifunction);
-      const draft: Draft = { node, name, rid, parent, template, multifunction, hasResetSlot: above?.hotplug === true, secondary: -1 };
+      const draft: Draft = {
+        node,
+        name,
+        rid,
+        parent,
+        template,
+        multifunction,
+        hasResetSlot: above?.hotplug === true,
+        secondary: -1,
+        lastBus: -1,
+      };
       this.#drafts.push(draft);
-      if (node.kind === "function") continue;
+      if (node.kind !== "function") ports.push({ node, draft, index });
+    }
+    // As the kernel does: all of a bus first, then what is behind its bridges, one after the other.
+    for (const { node, draft, index } of ports) {
       draft.secondary = this.#nextBus++;
-      if (draft.secondary > 255) throw new RangeError(`${name}: more than 256 buses`);
+      if (draft.secondary > 255) throw new RangeError(`${draft.name}: more than 256 buses`);
       this.#scan(node.children, draft.secondary, index, node);
+      draft.lastBus = this.#nextBus - 1;
     }
   }
 
@@ -233,7 +250,7 @@ class Planner {
     if (d.secondary >= 0) {
       bytes[0x18] = d.rid >> 8;
       bytes[0x19] = d.secondary;
-      bytes[0x1a] = this.#lastBusBelow(d);
+      bytes[0x1a] = d.lastBus;
       const [mem, pref] = windows;
       view.setUint32(0x20, windowRegister(mem), true);
       view.setUint32(0x24, (windowRegister(pref) | 0x0001_0001) >>> 0, true);
@@ -247,17 +264,6 @@ class Planner {
       view.setUint16(t.acsCap + PCI_ACS_CTRL, defaultAcsControl(acs, this.#t.disableAcsRedirect?.includes(d.name) === true), true);
     }
     return bytes;
-  }
-
-  #lastBusBelow(d: Draft): number {
-    let last = d.secondary;
-    const i = this.#drafts.indexOf(d);
-    for (let j = i + 1; j < this.#drafts.length; j++) {
-      const other = this.#drafts[j] as Draft;
-      if (other.parent < i) break;
-      last = Math.max(last, other.secondary);
-    }
-    return last;
   }
 }
 

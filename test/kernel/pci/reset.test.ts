@@ -27,9 +27,14 @@ describe("reset methods", () => {
     const two = machine({
       root: [rootPort([endpoint(PLAIN, { function: 0 }), endpoint(PLAIN, { function: 1 })]), endpoint(PLAIN, { device: 5 })],
     });
-    expect(two.dev("0000:01:00.0").resetMethods).toEqual([]);
+    expect(two.dev("0000:01:00.1").resetMethods).toEqual([]);
     expect(two.dev("0000:00:05.0").resetMethods).toEqual([]);
+    expect(two.run(two.dev("0000:01:00.1").tryResetFunction())).toBe(ENOTTY);
+    // The first on the bus is listed with it, and learns at the reset that it is not alone.
+    expect(two.dev("0000:01:00.0").resetMethods).toEqual(["bus"]);
+    expect(setResetMethods(two.dev("0000:01:00.0"), ["bus"])).toBe(EINVAL);
     expect(two.run(two.dev("0000:01:00.0").tryResetFunction())).toBe(ENOTTY);
+    expect(two.model("0000:01:00.0").resets).toEqual([]);
   });
 
   it("can be set to a subset in any order, but not to one the device does not support", () => {

@@ -5,7 +5,7 @@ import type { PciDev } from "../../../src/kernel/pci/pci_dev.ts";
 import type { AcsFlag } from "../../../src/kernel/pci/pci_model.ts";
 import type { PciNode, PciTopology } from "../../../src/kernel/pci/topology.ts";
 import { planTopology } from "../../../src/kernel/pci/topology.ts";
-import { EINVAL, EOPNOTSUPP } from "../../../src/lib/errno.ts";
+import { EINVAL, ENOTTY, EOPNOTSUPP } from "../../../src/lib/errno.ts";
 import { KernelBug } from "../../../src/lib/kernel_bug.ts";
 import { endpoint, FULL, machine, PLAIN, rootPort, switchOf, type TestMachine } from "./machine.ts";
 
@@ -13,21 +13,21 @@ const NO_ACS = { acs: [] as AcsFlag[] };
 const E = endpoint(FULL);
 
 describe("the tree", () => {
-  it("numbers buses depth first and devices in order", () => {
+  it("numbers buses depth first, and finds functions bus by bus", () => {
     const m = machine({
       root: [rootPort([switchOf([E, E])]), endpoint(PLAIN), rootPort([E]), endpoint(PLAIN, { device: 31, function: 7 })],
     });
     expect([...m.kernel.pci.devices.keys()]).toEqual([
       "0000:00:00.0",
-      "0000:01:00.0",
-      "0000:02:00.0",
-      "0000:03:00.0",
-      "0000:02:01.0",
-      "0000:04:00.0",
       "0000:00:01.0",
       "0000:00:02.0",
-      "0000:05:00.0",
       "0000:00:1f.7",
+      "0000:01:00.0",
+      "0000:02:00.0",
+      "0000:02:01.0",
+      "0000:03:00.0",
+      "0000:04:00.0",
+      "0000:05:00.0",
     ]);
     const port = m.dev("0000:00:00.0");
     expect([port.configRead(0x18, 1), port.configRead(0x19, 1), port.configRead(0x1a, 1)]).toEqual([0, 1, 4]);
@@ -166,6 +166,43 @@ describe("IOMMU groups", () => {
     // The partition is compared, not the order in which groups were found.
     const norm = (g: readonly string[]): string[] => g.map((s) => s.split(" ").sort().join(" ")).sort();
     expect(norm(groups(m))).toEqual(norm(expected));
+  });
+
+  it("and reset methods are those a real Linux 7.3.4 found on the same tree", () => {
+    // Recorded in QEMU 7.2 with its root ports (`disable-acs` where NO_ACS), x3130 switches, which have no ACS, and edu.
+    const edu = (place: object = {}): PciNode => endpoint({ ...PLAIN, vendor: 0x1234, device: 0x11e8 }, place);
+    const m = machine(
+      {
+        root: [
+          rootPort([edu()], { device: 3 }),
+          rootPort([edu()], { device: 0xa, ...NO_ACS }),
+          rootPort([edu()], { device: 0xb, function: 0, ...NO_ACS }),
+          rootPort([edu()], { device: 0xb, function: 1, ...NO_ACS }),
+          rootPort([switchOf([edu(), edu()], NO_ACS)], { device: 0xc }),
+          rootPort([edu({ function: 0 }), edu({ function: 1 })], { device: 0xd }),
+          rootPort([switchOf([edu(), edu()], NO_ACS)], { device: 0xe, ...NO_ACS }),
+        ],
+      },
+      { kind: "intel-legacy" },
+    );
+    expect(groups(m)).toEqual([
+      "00:03.0",
+      "00:0a.0 02:00.0",
+      "00:0b.0 00:0b.1 03:00.0 04:00.0",
+      "00:0c.0",
+      "00:0d.0",
+      "00:0e.0 0a:00.0 0b:00.0 0b:01.0 0c:00.0 0d:00.0",
+      "01:00.0",
+      "05:00.0",
+      "06:00.0 07:00.0",
+      "06:01.0 08:00.0",
+      "09:00.0 09:00.1",
+    ]);
+    const ids = [...m.kernel.pci.devices.values()].map((d) => d.iommuGroup?.id ?? -1);
+    expect(Math.max(...ids)).toBe(10);
+    const edus = [...m.kernel.pci.devices.values()].filter((d) => !d.isBridge);
+    expect(edus.filter((d) => d.resetMethods.join() !== "bus").map((d) => [d.name, d.resetMethods])).toEqual([["0000:09:00.1", []]]);
+    expect(m.run(m.dev("0000:09:00.0").tryResetFunction())).toBe(ENOTTY);
   });
 
   it("do not exist without an IOMMU", () => {
