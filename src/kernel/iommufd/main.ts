@@ -101,7 +101,6 @@ function add<S extends AnyStruct>(cmd: number, struct: S, lastMember: string, ex
   table[(cmd & 0xff) - IOMMUFD_CMD_BASE] = { cmd, struct, minSize, execute: execute as Op["execute"], spare: [] };
 }
 
-// biome-ignore lint/correctness/useYield: a handler may sleep; this one does not.
 function* notOffered(): Step<Errno> {
   return EOPNOTSUPP;
 }
@@ -176,7 +175,6 @@ export function iommufdInit(kernel: Kernel): void {
     minor: 127,
     mode: 0o660,
     ops: fileOps,
-    // biome-ignore lint/correctness/useYield: an open may sleep; this one does not.
     *open(file: File): Step<undefined> {
       const ctx = new IommufdCtx(kernel, file, m.nextSerial++);
       m.contexts.add(ctx);
