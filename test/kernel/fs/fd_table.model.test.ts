@@ -15,7 +15,7 @@ const step = fc.oneof(
 
 it("gives out the lowest free number and forgets nothing", () => {
   fc.assert(
-    fc.property(fc.array(step, { maxLength: 80 }), (steps) => {
+    fc.property(fc.array(step, { maxLength: 80, size: "max" }), (steps) => {
       const { kernel, p } = boot();
       p.rlimits.nofile = LIMIT;
       const model: ({ file: number; cloexec: boolean } | undefined)[] = new Array(LIMIT).fill(undefined);

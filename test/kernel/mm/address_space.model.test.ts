@@ -30,7 +30,7 @@ const step = fc.oneof(
 
 it("answers as an array of pages does, byte for byte, and leaks nothing", () => {
   fc.assert(
-    fc.property(fc.array(step, { maxLength: 60 }), fc.boolean(), (steps, forked) => {
+    fc.property(fc.array(step, { maxLength: 60, size: "max" }), fc.boolean(), (steps, forked) => {
       const { kernel, p: parent } = boot();
       const p = forked ? parent.fork() : parent;
       const { space } = p;
