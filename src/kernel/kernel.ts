@@ -8,8 +8,8 @@
 import { KernelBug } from "../lib/kernel_bug.ts";
 import { Sched } from "../sched/sched.ts";
 import { Trace } from "../trace/trace.ts";
-import { Vfs } from "./fs/vfs.ts";
 import type { Process } from "./fs/process.ts";
+import { Vfs } from "./fs/vfs.ts";
 import { IommuSubsystem } from "./iommu/iommu.ts";
 import { FrameAllocator } from "./mm/frames.ts";
 import { PhysMap } from "./mm/phys.ts";

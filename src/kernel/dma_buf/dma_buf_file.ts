@@ -1,4 +1,3 @@
-// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * What user space can do with a buffer's descriptor.
  *

@@ -1,4 +1,3 @@
-// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * A fence as a file: what EXPORT_SYNC_FILE hands out and IMPORT_SYNC_FILE takes.
  *

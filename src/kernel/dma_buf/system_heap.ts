@@ -1,4 +1,3 @@
-// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * /dev/dma_heap/system: pages of RAM as a buffer for devices.
  *

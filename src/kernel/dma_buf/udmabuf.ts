@@ -1,4 +1,3 @@
-// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * /dev/udmabuf: a process's memfd pages as a buffer for devices.
  *

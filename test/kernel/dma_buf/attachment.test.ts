@@ -1,4 +1,3 @@
-// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 import { describe, expect, it } from "vitest";
 import {
   dmaBufAttachRevocable,

@@ -1,4 +1,3 @@
-// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 import { beforeEach, describe, expect, it } from "vitest";
 import { type DmaBufAttachment, dmaBufInvalidateMappings } from "../../../src/kernel/dma_buf/attachment.ts";
 import { type DmaBuf, dmaBufPut } from "../../../src/kernel/dma_buf/dma_buf.ts";

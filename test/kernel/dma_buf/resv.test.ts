@@ -47,7 +47,6 @@ describe("a reservation", () => {
     const { resv, fence, run } = setUp();
     const naked = (fn: () => void) =>
       run(
-        // biome-ignore lint/correctness/useYield: only so that a task runs
         (function* () {
           fn();
         })(),

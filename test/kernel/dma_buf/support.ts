@@ -1,4 +1,3 @@
-// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /** A kernel, a process, an exporter that does nothing but tell, and importers. */
 
 import { Device } from "../../../src/kernel/device.ts";

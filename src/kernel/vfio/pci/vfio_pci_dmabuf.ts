@@ -1,4 +1,3 @@
-// biome-ignore-all lint/correctness/useYield: what may sleep is a generator, whether or not it does here
 /**
  * A device's BARs as buffers that other devices may reach.
  *
