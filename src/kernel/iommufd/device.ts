@@ -32,7 +32,7 @@ import {
 } from "./object.ts";
 import { respond, type Ucmd } from "./ucmd.ts";
 
-export { iommufdCtxFromFd, iommufdCtxFromFile, iommufdCtxGet, iommufdCtxPut } from "./ctx.ts";
+export { iommufdCtxFromFd, iommufdCtxPut } from "./ctx.ts";
 export { IommufdDevice, NO_PASID as IOMMU_NO_PASID } from "./group.ts";
 
 /** How a device changes its page table: the first time, or from another. */

@@ -253,6 +253,3 @@ export function* hwptGetDirtyBitmap(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptGetD
     putObject(ctx, hwpt);
   }
 }
-
-/** The domain behind a table, for VFIO and for tests. */
-export const domainOf = (hwpt: IommufdHwpt): IommuDomain => hwpt.domain;

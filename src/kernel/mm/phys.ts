@@ -10,7 +10,7 @@
  * their fast path until the overlap is gone.
  */
 
-import { hex, PAGE_SHIFT, PAGE_SIZE, type Pfn, type PhysAddr, pfnOf } from "../../lib/addr.ts";
+import { hex, PAGE_SIZE, type Pfn, type PhysAddr, pfnOf } from "../../lib/addr.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Kernel } from "../kernel.ts";
 
@@ -198,6 +198,3 @@ function spanOf(last: bigint, at: bigint): number {
   const n = last - at + 1n;
   return n > 0x4000_0000n ? 0x4000_0000 : Number(n);
 }
-
-/** Page frame number of a physical address held as a bigint. */
-export const pfnAt = (pa: bigint): Pfn => Number(pa >> BigInt(PAGE_SHIFT)) as Pfn;

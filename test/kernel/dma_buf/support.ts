@@ -18,8 +18,6 @@ import type { Step, Task } from "../../../src/sched/task.ts";
 import type { TraceEvent } from "../../../src/trace/events.ts";
 import { MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE } from "../../../src/uapi/index.ts";
 
-export const FOREVER: number = Number.POSITIVE_INFINITY;
-
 /** The value of a call that must succeed. */
 export function ok<T>(value: T | Errno): T {
   if (value instanceof Errno) throw new Error(`unexpected ${value.name}`);

@@ -1,0 +1,15 @@
+/** The embedded kernel, for who drives it without a client. In the order of reading. */
+
+export { Device } from "./device.ts";
+export { systemHeapInit } from "./dma_buf/system_heap.ts";
+export { udmabufInit } from "./dma_buf/udmabuf.ts";
+export { File, type FileOps } from "./fs/file.ts";
+export { Process, type ProcessOptions } from "./fs/process.ts";
+export type { IommuDescription } from "./iommu/description.ts";
+export { IommuFault } from "./iommu/fault.ts";
+export { iommufdInit } from "./iommufd/main.ts";
+export { Kernel } from "./kernel.ts";
+export type { UserMemory } from "./mm/user_memory.ts";
+export { Modules } from "./modules.ts";
+export { PciModel, type PciPort, SparseMemory } from "./pci/pci_model.ts";
+export { vfioInit, vfioPciInit } from "./vfio/pci/vfio_pci.ts";
