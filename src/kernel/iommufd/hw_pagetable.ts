@@ -27,7 +27,7 @@ import {
   type IommuHwptSetDirtyTracking,
 } from "../../uapi/iommufd.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
-import type { IommuDirtyOps, IommuDomain } from "../iommu/domain.ts";
+import type { IommuDirtyOps } from "../iommu/domain.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import { DirtyBitmap } from "./dirty_bitmap.ts";
 import { attachHwpt, detachHwpt, IommufdDevice, NO_PASID } from "./group.ts";
