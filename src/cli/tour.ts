@@ -230,7 +230,7 @@ function resetRevokes(t: Tour): void {
   n.step("A function-level reset revokes the mapping before it happens");
   const seen: string[] = [];
   const stop = host.onTrace(({ event }) => {
-    if (/revoke|invalidate|reset/.test(event.type)) seen.push(formatEvent({ seq: 0, time: 0, task: "", event }));
+    if (/revoke|invalidate|reset|unmap|flush/.test(event.type)) seen.push(formatEvent({ seq: 0, time: 0, task: "", event }));
   });
   t.peer.reset();
   stop();
