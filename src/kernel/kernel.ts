@@ -6,7 +6,7 @@
  * the modules (dma-buf exporters, vfio, iommufd) are loaded by the machine.
  */
 import { KernelBug } from "../lib/kernel_bug.ts";
-import { Sched } from "../sched/sched.ts";
+import { Sched, type SchedObserver } from "../sched/sched.ts";
 import { Trace } from "../trace/trace.ts";
 import type { Process } from "./fs/process.ts";
 import { Vfs } from "./fs/vfs.ts";
@@ -40,6 +40,9 @@ export class Kernel {
       get taskName() {
         return sched.currentOrNone?.name ?? "";
       },
+      listening: (on) => {
+        sched.observer = on ? this.#schedEvents() : undefined;
+      },
     });
     this.frames = new FrameAllocator(this);
     this.phys = new PhysMap(this);
@@ -53,6 +56,17 @@ export class Kernel {
     const owner = this.sched.current.owner;
     if (owner === undefined) throw new KernelBug(`${this.sched.current.name} is a kernel thread: it has no process`);
     return owner as Process;
+  }
+
+  /** What the scheduler does, as trace events; only there while somebody listens. */
+  #schedEvents(): SchedObserver {
+    const { trace } = this;
+    return {
+      acquired: (_task, lock, mode) => trace.emit({ type: "sched.lock", lock: lock.name, mode }),
+      released: (_task, lock) => trace.emit({ type: "sched.unlock", lock: lock.name }),
+      blocked: (_task, on) => trace.emit({ type: "sched.block", on: on.name }),
+      woken: (task) => trace.emit({ type: "sched.wake", woken: task.name }),
+    };
   }
 
   /** A line of the kernel's log, as a trace event. */

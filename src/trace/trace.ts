@@ -22,6 +22,8 @@ export type TraceListener = (record: TraceRecord) => void;
 export interface TraceClock {
   readonly now: number;
   readonly taskName: string;
+  /** The first listener came (true) or the last one left (false). */
+  listening?(on: boolean): void;
 }
 
 export class Trace {
@@ -38,11 +40,18 @@ export class Trace {
   /** Hears every event from now on; call what it returns to stop. */
   listen(listener: TraceListener): () => void {
     this.#listeners.add(listener);
-    this.on = true;
+    this.#update();
     return () => {
       this.#listeners.delete(listener);
-      this.on = this.#listeners.size > 0;
+      this.#update();
     };
+  }
+
+  #update(): void {
+    const on = this.#listeners.size > 0;
+    if (on === this.on) return;
+    this.on = on;
+    this.#clock.listening?.(on);
   }
 
   emit(event: TraceEvent): void {
