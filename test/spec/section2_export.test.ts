@@ -91,32 +91,32 @@ interface Fault {
 
 /** In the order in which the kernel looks. */
 const FAULTS: readonly Fault[] = [
-  { name: "the driver exports nothing", errno: "EOPNOTSUPP", part: "driver", apply: (r) => (r.variant = true) },
-  { name: "SET", errno: "EINVAL", part: "op", apply: (r) => (r.op = SET) },
-  { name: "neither GET nor SET", errno: "EINVAL", part: "op", apply: (r) => (r.op = 0) },
-  { name: "argsz is short of the fixed part", errno: "EINVAL", part: "argsz", apply: (r) => (r.argsz = FIXED - 1) },
-  { name: "the fixed part cannot be read", errno: "EFAULT", part: "memory", apply: (r) => (r.readable = FIXED - 1) },
-  { name: "no ranges", errno: "EINVAL", part: "count", apply: (r) => (r.count = 0) },
-  { name: "flags", errno: "EINVAL", part: "flags", apply: (r) => (r.flags = 1) },
-  { name: "a region that is no BAR", errno: "ENODEV", part: "region", apply: (r) => (r.region = 6) },
-  { name: "a BAR the device has not", errno: "ENODEV", part: "region", apply: (r) => (r.region = 1) },
-  { name: "more ranges than can be copied", errno: "ENOMEM", part: "count", apply: (r) => (r.count = 262145) },
-  { name: "ranges that cannot be read", errno: "EFAULT", part: "memory", apply: (r) => (r.readable = FIXED) },
-  { name: "an empty range", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: 0n, length: 0n }]) },
-  { name: "an unaligned offset", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: 1n, length: PAGE }]) },
-  { name: "an unaligned length", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: 0n, length: PAGE + 1n }]) },
+  { name: "§2 row 1: the driver exports nothing", errno: "EOPNOTSUPP", part: "driver", apply: (r) => (r.variant = true) },
+  { name: "§2 row 2: SET", errno: "EINVAL", part: "op", apply: (r) => (r.op = SET) },
+  { name: "§2 row 4: neither GET nor SET", errno: "EINVAL", part: "op", apply: (r) => (r.op = 0) },
+  { name: "§2 row 5: argsz is short of the fixed part", errno: "EINVAL", part: "argsz", apply: (r) => (r.argsz = FIXED - 1) },
+  { name: "§2 row 6: the fixed part cannot be read", errno: "EFAULT", part: "memory", apply: (r) => (r.readable = FIXED - 1) },
+  { name: "§2 row 7: no ranges", errno: "EINVAL", part: "count", apply: (r) => (r.count = 0) },
+  { name: "§2 row 7: flags", errno: "EINVAL", part: "flags", apply: (r) => (r.flags = 1) },
+  { name: "§2 row 8: a region that is no BAR", errno: "ENODEV", part: "region", apply: (r) => (r.region = 6) },
+  { name: "§2 row 8: a BAR the device has not", errno: "ENODEV", part: "region", apply: (r) => (r.region = 1) },
+  { name: "§2 row 9: more ranges than can be copied", errno: "ENOMEM", part: "count", apply: (r) => (r.count = 262145) },
+  { name: "§2 row 9: ranges that cannot be read", errno: "EFAULT", part: "memory", apply: (r) => (r.readable = FIXED) },
+  { name: "§2 row 10: an empty range", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: 0n, length: 0n }]) },
+  { name: "§2 row 10: an unaligned offset", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: 1n, length: PAGE }]) },
+  { name: "§2 row 10: an unaligned length", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: 0n, length: PAGE + 1n }]) },
   {
-    name: "a total that wraps",
+    name: "§2 row 10: a total that wraps",
     errno: "EINVAL",
     part: "range",
     apply: (r) => (r.ranges = Array.from({ length: 4 }, () => ({ offset: 0n, length: 1n << 62n }))),
   },
-  { name: "a total with the highest bit", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: 0n, length: 1n << 63n }]) },
-  { name: "a BAR of I/O ports", errno: "EINVAL", part: "region", apply: (r) => (r.region = IO_BAR) },
-  { name: "a start that wraps", errno: "EOVERFLOW", part: "range", apply: (r) => (r.ranges = [{ offset: -PAGE, length: PAGE }]) },
-  { name: "beyond the BAR", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: RAM_BYTES - PAGE, length: 2n * PAGE }]) },
-  { name: "a module that is being unloaded", errno: "ENOENT", part: "module", apply: (r) => (r.moduleGone = true) },
-  { name: "no descriptor left", errno: "EMFILE", part: "fds", apply: (r) => (r.fdsFull = true) },
+  { name: "§2 row 10: a total with the highest bit", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: 0n, length: 1n << 63n }]) },
+  { name: "§2 row 12: a BAR of I/O ports", errno: "EINVAL", part: "region", apply: (r) => (r.region = IO_BAR) },
+  { name: "§2 row 13: a start that wraps", errno: "EOVERFLOW", part: "range", apply: (r) => (r.ranges = [{ offset: -PAGE, length: PAGE }]) },
+  { name: "§2 row 14: beyond the BAR", errno: "EINVAL", part: "range", apply: (r) => (r.ranges = [{ offset: RAM_BYTES - PAGE, length: 2n * PAGE }]) },
+  { name: "§2 row 16: a module that is being unloaded", errno: "ENOENT", part: "module", apply: (r) => (r.moduleGone = true) },
+  { name: "§2 row 18: no descriptor left", errno: "EMFILE", part: "fds", apply: (r) => (r.fdsFull = true) },
 ];
 
 const outcome = (...faults: readonly Fault[]): string => {
@@ -142,7 +142,7 @@ describe("of two faults at once the earlier check decides", () => {
 
   it.each<[string, [bigint, bigint][], string]>([
     [
-      "every range is looked at for its form before any for its place",
+      "§2 rows 10 and 13: every range is looked at for its form before any for its place",
       [
         [-PAGE, PAGE],
         [0n, 0n],
@@ -150,7 +150,7 @@ describe("of two faults at once the earlier check decides", () => {
       "EINVAL",
     ],
     [
-      "places are looked at in order: beyond, then wrapping",
+      "§2 rows 13 and 14: places are looked at in order: beyond, then wrapping",
       [
         [RAM_BYTES, PAGE],
         [-PAGE, PAGE],
@@ -158,7 +158,7 @@ describe("of two faults at once the earlier check decides", () => {
       "EINVAL",
     ],
     [
-      "places are looked at in order: wrapping, then beyond",
+      "§2 rows 13 and 14: places are looked at in order: wrapping, then beyond",
       [
         [-PAGE, PAGE],
         [RAM_BYTES, PAGE],
@@ -173,7 +173,7 @@ describe("of two faults at once the earlier check decides", () => {
 });
 
 describe("a probe", () => {
-  it("of GET answers 0 and looks at nothing else", () => {
+  it("§2 row 3: of GET answers 0 and looks at nothing else", () => {
     const r = new Request();
     Object.assign(r, { op: GET | PROBE, argsz: 0, region: 9, flags: 1, unregistering: true });
     expect(perform(r).result).toBe(0);
@@ -181,7 +181,7 @@ describe("a probe", () => {
     expect(perform(r).result).toBe(0);
   });
 
-  it("of SET answers EINVAL, with or without GET; of a driver that exports nothing EOPNOTSUPP", () => {
+  it("§2 rows 1 and 2: of SET answers EINVAL, with or without GET; of a driver that exports nothing EOPNOTSUPP", () => {
     const r = new Request();
     for (const op of [SET | PROBE, SET | GET | PROBE]) {
       r.op = op;
@@ -201,7 +201,7 @@ describe("success", () => {
     return { b, fd, buf: result };
   };
 
-  it("answers a descriptor; the size of the buffer is the sum of the lengths", () => {
+  it("§2 row 19, §2 fact 6: answers a descriptor; the size of the buffer is the sum of the lengths", () => {
     const { b, buf } = made({
       ranges: [
         { offset: 0n, length: 2n * PAGE },
@@ -213,18 +213,18 @@ describe("success", () => {
     expect(b.process.files.cloexec(buf)).toBe(false);
   });
 
-  it("ranges may overlap, repeat, descend, and be 64", () => {
+  it("§2 fact 2: ranges may overlap, repeat, descend, and be 64", () => {
     const { b, buf } = made({ ranges: Array.from({ length: 64 }, (_, i) => ({ offset: BigInt(15 - (i % 16)) * PAGE, length: PAGE })) });
     expect(b.run(b.process.sys.lseek(buf, 0n, 2))).toBe(64n * PAGE);
   });
 
-  it("takes any open flags and keeps mode, O_NONBLOCK and O_CLOEXEC", () => {
+  it("§2 fact 3: takes any open flags and keeps mode, O_NONBLOCK and O_CLOEXEC", () => {
     const { b, buf } = made({ openFlags: 0xffff_ffff });
     expect(b.process.files.cloexec(buf)).toBe(true);
     expect(b.ok(b.process.sys.fcntl(buf, 3)) & ~3).toBe(0o4000);
   });
 
-  it("with decode off gives a buffer that is born revoked, with decode on a live one", () => {
+  it("§2 row 17, §2 fact 1: with decode off gives a buffer that is born revoked, with decode on a live one", () => {
     for (const memoryOff of [false, true]) {
       const { b, fd, buf } = made({ memoryOff, ranges: [{ offset: 0n, length: RAM_BYTES }] });
       const ioas = b.ioas();
@@ -243,7 +243,7 @@ describe("success", () => {
     b.close(buf);
   });
 
-  it("cannot be read, written or mapped", () => {
+  it("§2 fact 6: cannot be read, written or mapped", () => {
     const { b, buf } = made({ openFlags: 2 });
     const { sys } = b.process;
     const at = b.user(new Uint8Array(16));

@@ -83,35 +83,35 @@ const good = (s: Setting): MapFileInit => ({
 });
 
 const FAULTS: readonly Fault[] = [
-  { row: "1", errno: EINVAL, what: "the structure is too short", set: () => ({ size: 32 }) },
-  { row: "2", errno: EOPNOTSUPP, what: "an unknown flag", set: () => ({ flags: RW | FIXED | 8 }) },
-  { row: "3", errno: EOVERFLOW, what: "iova is the last one", set: () => ({ iova: MAX }) },
-  { row: "3", errno: EOVERFLOW, what: "length is everything", set: () => ({ length: MAX }) },
-  { row: "4", errno: EINVAL, what: "neither readable nor writeable", set: () => ({ flags: FIXED }) },
-  { row: "5", errno: ENOENT, what: "no such IOAS", set: () => ({ ioas_id: 99 }) },
-  { row: "6", errno: EINVAL, what: "no bytes", set: () => ({ length: 0n }) },
-  { row: "7", errno: EOVERFLOW, what: "start + length wraps", set: () => ({ start: MAX - 0xfffn, length: 0x2000n }) },
-  { row: "8", errno: EBADF, what: "a closed descriptor", set: () => ({ fd: 99 }) },
-  { row: "9", errno: EINVAL, what: "past the end of the buffer", set: () => ({ start: 0x4000n }) },
-  { row: "11", errno: ENODEV, what: "revoked before the attach", set: (x) => ({ fd: x.dmabuf }), before: (x) => x.r.revoke(true) },
-  { row: "13", errno: EOPNOTSUPP, what: "another exporter's buffer", set: (x) => ({ fd: x.foreign }) },
-  { row: "14", errno: EOPNOTSUPP, what: "a buffer of two ranges", set: (x) => ({ fd: x.twoRanges }) },
-  { row: "16", errno: EINVAL, what: "length is no multiple of a page", set: () => ({ length: 0x1010n }) },
-  { row: "17'", errno: EINVAL, what: "iova is not on a page", set: () => ({ iova: 0x10010n }) },
-  { row: "17'", errno: EOVERFLOW, what: "iova + length wraps", set: () => ({ iova: MAX - 0xfffn, length: 0x2000n }) },
-  { row: "17'", errno: EINVAL, what: "iova is in the interrupt window", set: () => ({ iova: 0xfee0_0000n }) },
-  { row: "17'", errno: EINVAL, what: "iova is past the aperture", set: () => ({ iova: 0x1_0000_0000_0000n }) },
-  { row: "17'", errno: EEXIST, what: "iova is taken", set: () => ({ iova: 0x80000n }) },
-  { row: "18", errno: EINVAL, what: "start is not on a page", set: () => ({ start: 0x10n }) },
+  { row: "§4.1 row 1", errno: EINVAL, what: "the structure is too short", set: () => ({ size: 32 }) },
+  { row: "§4.1 row 2", errno: EOPNOTSUPP, what: "an unknown flag", set: () => ({ flags: RW | FIXED | 8 }) },
+  { row: "§4.1 row 3", errno: EOVERFLOW, what: "iova is the last one", set: () => ({ iova: MAX }) },
+  { row: "§4.1 row 3", errno: EOVERFLOW, what: "length is everything", set: () => ({ length: MAX }) },
+  { row: "§4.1 row 4", errno: EINVAL, what: "neither readable nor writeable", set: () => ({ flags: FIXED }) },
+  { row: "§4.1 row 5", errno: ENOENT, what: "no such IOAS", set: () => ({ ioas_id: 99 }) },
+  { row: "§4.1 row 6", errno: EINVAL, what: "no bytes", set: () => ({ length: 0n }) },
+  { row: "§4.1 row 7", errno: EOVERFLOW, what: "start + length wraps", set: () => ({ start: MAX - 0xfffn, length: 0x2000n }) },
+  { row: "§4.1 row 8", errno: EBADF, what: "a closed descriptor", set: () => ({ fd: 99 }) },
+  { row: "§4.1 row 9", errno: EINVAL, what: "past the end of the buffer", set: () => ({ start: 0x4000n }) },
+  { row: "§4.1 row 11", errno: ENODEV, what: "revoked before the attach", set: (x) => ({ fd: x.dmabuf }), before: (x) => x.r.revoke(true) },
+  { row: "§4.1 row 13", errno: EOPNOTSUPP, what: "another exporter's buffer", set: (x) => ({ fd: x.foreign }) },
+  { row: "§4.1 row 14", errno: EOPNOTSUPP, what: "a buffer of two ranges", set: (x) => ({ fd: x.twoRanges }) },
+  { row: "§4.1 row 16", errno: EINVAL, what: "length is no multiple of a page", set: () => ({ length: 0x1010n }) },
+  { row: "§4.1 row 17'", errno: EINVAL, what: "iova is not on a page", set: () => ({ iova: 0x10010n }) },
+  { row: "§4.1 row 17'", errno: EOVERFLOW, what: "iova + length wraps", set: () => ({ iova: MAX - 0xfffn, length: 0x2000n }) },
+  { row: "§4.1 row 17'", errno: EINVAL, what: "iova is in the interrupt window", set: () => ({ iova: 0xfee0_0000n }) },
+  { row: "§4.1 row 17'", errno: EINVAL, what: "iova is past the aperture", set: () => ({ iova: 0x1_0000_0000_0000n }) },
+  { row: "§4.1 row 17'", errno: EEXIST, what: "iova is taken", set: () => ({ iova: 0x80000n }) },
+  { row: "§4.1 row 18", errno: EINVAL, what: "start is not on a page", set: () => ({ start: 0x10n }) },
 ];
 
 describe("the order of checks", () => {
-  test("without a fault it is mapped", () => {
+  test("§4.2 row 1: without a fault it is mapped", () => {
     expect(s.r.mapFile(good(s))).toBe(0x10000n);
     s.r.check();
   });
 
-  test("unknown bytes behind the structure are too big, before anything of the structure is looked at", () => {
+  test("§4.1 row 1: unknown bytes behind the structure are too big, before anything of the structure is looked at", () => {
     const bytes = new Uint8Array(IommuIoasMapFile.size + 8);
     const cmd = IommuIoasMapFile.over(bytes.subarray(0, IommuIoasMapFile.size));
     Object.assign(cmd, { ...good(s), size: bytes.length, flags: 0x80 });
@@ -147,16 +147,16 @@ describe("the order of checks", () => {
 
   test("a fault before row 11 comes before a revoke, one after it does not", () => {
     s.r.revoke(true);
-    const at = FAULTS.findIndex((f) => f.row === "11");
+    const at = FAULTS.findIndex((f) => f.row === "§4.1 row 11");
     for (const [i, f] of FAULTS.entries()) {
-      if (i === at || f.row === "13") continue;
+      if (i === at || f.row === "§4.1 row 13") continue;
       expect(s.r.mapFile({ ...good(s), ...f.set(s) }), f.what).toBe(i < at ? f.errno : ENODEV);
     }
   });
 });
 
 describe("the rest of the table", () => {
-  test("17: the kernel looks for an IOVA in what is allowed, and says when there is none", () => {
+  test("§4.1 row 17: the kernel looks for an IOVA in what is allowed, and says when there is none", () => {
     const at = s.r.put(IommuIovaRange.alloc({ start: 0x3000n, last: 0x4fffn }).bytes);
     const allow = IommuIoasAllowIovas.alloc({ size: IommuIoasAllowIovas.size, ioas_id: s.ioas, num_iovas: 1, allowed_iovas: at });
     expect(s.r.ioctl(IOMMU_IOAS_ALLOW_IOVAS, allow)).toBe(0);
@@ -169,7 +169,7 @@ describe("the rest of the table", () => {
     s.r.check();
   });
 
-  test("20: when the answer cannot be copied back the mapping stays", () => {
+  test("§4.1 row 20: when the answer cannot be copied back the mapping stays", () => {
     const cmd = IommuIoasMapFile.alloc(good(s));
     const at = s.r.put(cmd.bytes);
     ok(s.r.run(s.r.process.sys.mprotect(at, 4096n, PROT_READ)) ?? 0);
@@ -178,12 +178,12 @@ describe("the rest of the table", () => {
     expect(s.r.unmap(s.ioas, 0x10000n, 0x1000n)).toBe(0x1000n);
   });
 
-  test("4.2: a revoked buffer of two ranges is gone rather than unsupported", () => {
+  test("§4.2 rows 2 and 3, §3 order: a revoked buffer of two ranges is gone rather than unsupported", () => {
     s.r.revoke(true);
     expect(s.r.mapFile({ ...good(s), fd: s.twoRanges })).toBe(ENODEV);
   });
 
-  test("4.2: an O_PATH descriptor is no descriptor, a pipe is no memory", () => {
+  test("§4.1 row 8: an O_PATH descriptor is no descriptor, a pipe is no memory", () => {
     const path = ok(s.r.run(s.r.process.sys.open("/dev/iommu", O_RDWR | O_PATH)));
     expect(s.r.mapFile({ ...good(s), fd: path })).toBe(EBADF);
     expect(s.r.mapFile({ ...good(s), fd: s.r.fd })).toBe(EINVAL);
@@ -192,19 +192,19 @@ describe("the rest of the table", () => {
     s.r.check();
   });
 
-  test("4.2: without a domain any file is taken, as nothing pins it", () => {
+  test("§4.2 row 8: without a domain any file is taken, as nothing pins it", () => {
     const ioas = s.r.allocIoas();
     expect(s.r.mapFile({ ...good(s), ioas_id: ioas, fd: s.r.fd })).toBe(0x10000n);
     expect(s.r.unmap(ioas, 0x10000n, 0x1000n)).toBe(0x1000n);
     s.r.check();
   });
 
-  test("4.2: without a domain bytes need no alignment", () => {
+  test("§4.2 sub-ranges: without a domain bytes need no alignment", () => {
     const ioas = s.r.allocIoas();
     expect(s.r.mapFile({ ...good(s), ioas_id: ioas, start: 0x13n, length: 5n, iova: 0x10007n })).toBe(0x10007n);
   });
 
-  test("4.2: memory of files is charged, device memory is not", () => {
+  test("§4.2 accounting, §4.2 row 8: memory of files is charged, device memory is not", () => {
     s.r.process.creds.capabilities.clear();
     s.r.process.rlimits.memlock = 0x1000n;
     expect(s.r.mapFile({ ...good(s), fd: s.r.memfd(0x2000), length: 0x2000n })).toBe(ENOMEM);
@@ -212,7 +212,7 @@ describe("the rest of the table", () => {
     s.r.check();
   });
 
-  test("4.3: one map for the whole run, or one per page without large pages", () => {
+  test("§4.3 points 2 and 3: one map for the whole run, or one per page without large pages", () => {
     s.r.events.length = 0;
     ok(s.r.mapFile({ ...good(s), length: 0x4000n }));
     const maps = s.r.events.filter((e) => e.type === "iommu.map");

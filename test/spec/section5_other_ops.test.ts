@@ -49,7 +49,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
     if (revoked) r.revoke(true);
   });
 
-  test("IOAS_UNMAP counts the whole area and gives the buffer back", () => {
+  test("§5 row 1: IOAS_UNMAP counts the whole area and gives the buffer back", () => {
     expect(r.unmap(ioas, AT, 0x1000n)).toBe(ENOENT);
     expect(r.unmap(ioas, AT + 0x1000n, 0x3000n)).toBe(ENOENT);
     expect(r.unmap(ioas, 0n, 0x100000n)).toBe(0x4000n);
@@ -58,7 +58,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
     r.check();
   });
 
-  test("IOAS_COPY succeeds, and refuses a gap and more rights", () => {
+  test("§5 row 2: IOAS_COPY succeeds, and refuses a gap and more rights", () => {
     const dst = r.allocIoas();
     r.attached(dst);
     expect(r.copy({ src_ioas_id: ioas, dst_ioas_id: dst, src_iova: AT + 0x1000n, length: 0x2000n })).toBe(0x1000n);
@@ -70,7 +70,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
     r.check();
   });
 
-  test("a new hardware page table and a new device take the area as it is", () => {
+  test("§5 row 3: a new hardware page table and a new device take the area as it is", () => {
     const idev = r.bind();
     const cmd = IommuHwptAlloc.alloc({ size: IommuHwptAlloc.size, dev_id: idev.id, pt_id: ioas });
     expect(r.ioctl(IOMMU_HWPT_ALLOC, cmd)).toBe(0);
@@ -82,7 +82,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
     r.check();
   });
 
-  test("the last domain goes and another comes", () => {
+  test("§5 row 4: the last domain goes and another comes", () => {
     const dev = r.device();
     const other = r.allocIoas();
     const idev = r.bind(dev);
@@ -95,7 +95,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
     expect(r.unmap(other, 0n, 0xffff_ffff_ffff_ffffn)).toBe(0x4000n);
   });
 
-  test("CHANGE_PROCESS is refused for a dma-buf and for user memory, and moves files", () => {
+  test("§5 row 8: CHANGE_PROCESS is refused for a dma-buf and for user memory, and moves files", () => {
     const change = () => r.ioctl(IOMMU_IOAS_CHANGE_PROCESS, IommuIoasChangeProcess.alloc({ size: IommuIoasChangeProcess.size }));
     expect(change()).toBe(EINVAL);
     r.unmap(ioas, AT, 0x4000n);
@@ -105,7 +105,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
     expect(change()).toBe(EINVAL);
   });
 
-  test("an access cannot pin, read or write device memory; rights are looked at first", () => {
+  test("§5 rows 5 and 6: an access cannot pin, read or write device memory; rights are looked at first", () => {
     const access = r.call(() => iommufdAccessCreate(r.ctx, { needsPinPages: true, *unmap(): Step<void> {} }));
     const pin = (iova: bigint, length: bigint, flags = 0) => r.run(iommufdAccessPinPages(access, iova, length, flags));
     expect(pin(AT, 0n)).toBe(EINVAL);
@@ -125,14 +125,14 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
     r.check();
   });
 
-  test("a cut inside a dma-buf is not supported, at its ends it is nothing to do", () => {
+  test("§5 row 11: a cut inside a dma-buf is not supported, at its ends it is nothing to do", () => {
     const { iopt } = r.ctx.objects.load(ioas) as IommufdIoas;
     expect(r.run(iopt.cut([AT + 0xfffn]))).toBe(EOPNOTSUPP);
     expect(r.run(iopt.cut([AT + 0x3fffn, AT, 0x90000n]))).toBeUndefined();
     r.check();
   });
 
-  test("NOIOMMU_GET_PA: capability, flags, length, range, id, area, revoked, and then the lack of such a domain", () => {
+  test("§5 row 12: NOIOMMU_GET_PA: capability, flags, length, range, id, area, revoked, and then the lack of such a domain", () => {
     const get = (init: NonNullable<Parameters<typeof IommuIoasNoiommuGetPa.alloc>[0]>) =>
       r.ioctl(
         IOMMU_IOAS_NOIOMMU_GET_PA,
@@ -148,7 +148,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
     expect(get({ flags: 1, length: 0n })).toBe(EPERM);
   });
 
-  test("IOMMU_DESTROY of an IOAS takes its areas along", () => {
+  test("§5 row 14: IOMMU_DESTROY of an IOAS takes its areas along", () => {
     const own = r.allocIoas();
     ok(r.copy({ src_ioas_id: ioas, dst_ioas_id: own, src_iova: AT, length: 0x4000n }));
     expect(r.destroy(own)).toBe(0);
@@ -158,7 +158,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
 });
 
 describe("memory under in-kernel access", () => {
-  test("an unmap asks the access to let go, and goes on when it has", () => {
+  test("§5 row 7: an unmap asks the access to let go, and goes on when it has", () => {
     const asked: [bigint, bigint][] = [];
     const access = r.call(() =>
       iommufdAccessCreate(r.ctx, {
@@ -219,7 +219,7 @@ describe("options", () => {
     return e instanceof Errno ? e : cmd.val64;
   };
 
-  test("HUGE_PAGES: refused with areas in a domain; without it every map is of one page", () => {
+  test("§4.3 point 3: HUGE_PAGES: refused with areas in a domain; without it every map is of one page", () => {
     expect(option({ option_id: 1, op: 1, object_id: ioas })).toBe(1n);
     expect(option({ option_id: 1, op: 0, object_id: ioas, val64: 0n })).toBe(EINVAL);
     const other = r.allocIoas();
@@ -257,7 +257,7 @@ describe("what a unit lacks", () => {
     r.check();
   });
 
-  test("dirty bits of device memory, where the unit tracks them", () => {
+  test("§5 row 9: dirty bits of device memory, where the unit tracks them", () => {
     const d = new IommufdRig({ kind: "amd", dirtyTracking: true });
     const id = d.allocIoas();
     const idev = d.bind();

@@ -84,7 +84,7 @@ afterEach(() => {
 });
 
 describe("COMMAND.MEMORY", () => {
-  test.each([1, 2, 4] as const)("cleared by a write of %i bytes revokes; set, it restores the buffer but not the mapping", (n) => {
+  test.each([1, 2, 4] as const)("§6 rows 1 and 2: cleared by a write of %i bytes revokes; set, it restores the buffer but not the mapping", (n) => {
     scene();
     expect(s.configWrite(s.fd, R.PCI_COMMAND, n, 0)).toBe(n);
     expect(s.old).toBe("dead");
@@ -94,7 +94,7 @@ describe("COMMAND.MEMORY", () => {
     s.expectDeadButThere();
   });
 
-  test("an export while it is clear is born revoked, and lives when it is set", () => {
+  test("§6 row 2: an export while it is clear is born revoked, and lives when it is set", () => {
     scene();
     s.command(0);
     const born = s.exportBar(s.fd) as number;
@@ -103,7 +103,7 @@ describe("COMMAND.MEMORY", () => {
     expect(s.mapFile(s.ioasId, born)).not.toBeInstanceOf(Errno);
   });
 
-  test("a write of the upper byte, of bus mastering alone, or of a virtual BAR revokes nothing", () => {
+  test("§6 row 1: a write of the upper byte, of bus mastering alone, or of a virtual BAR revokes nothing", () => {
     scene();
     s.clear();
     s.configWrite(s.fd, R.PCI_COMMAND + 1, 1, 4);
@@ -113,7 +113,7 @@ describe("COMMAND.MEMORY", () => {
     expect(s.old).toBe("mapped");
   });
 
-  test("a clearing write that fails leaves the buffer revoked, though memory is on", () => {
+  test("§6 row 3: a clearing write that fails leaves the buffer revoked, though memory is on", () => {
     scene();
     let reads = 0;
     s.core().configFault = (pos, isWrite) => (pos === R.PCI_COMMAND && (isWrite || ++reads > 1) ? EIO : undefined);
@@ -127,7 +127,7 @@ describe("COMMAND.MEMORY", () => {
 });
 
 describe("PM_CTRL", () => {
-  test("to D3hot revokes; back in D0 the buffer lives", () => {
+  test("§6 rows 4 and 5: to D3hot revokes; back in D0 the buffer lives", () => {
     scene();
     s.pmcsr(3);
     expect(s.old).toBe("dead");
@@ -139,7 +139,7 @@ describe("PM_CTRL", () => {
     s.expectDeadButThere();
   });
 
-  test("a refused D3hot kills the mapping all the same, and the buffer lives on", () => {
+  test("§6 row 4: a refused D3hot kills the mapping all the same, and the buffer lives on", () => {
     scene();
     s.core().sriovActive = true;
     s.clear();
@@ -153,7 +153,7 @@ describe("PM_CTRL", () => {
 });
 
 describe("VFIO_DEVICE_RESET", () => {
-  test("revokes, resets, and the buffer lives again", () => {
+  test("§6 row 6: revokes, resets, and the buffer lives again", () => {
     scene();
     s.clear();
     expect(s.ioctl(s.fd, V.VFIO_DEVICE_RESET)).toBe(0);
@@ -162,20 +162,20 @@ describe("VFIO_DEVICE_RESET", () => {
     s.expectDeadButThere();
   });
 
-  test("from D3hot it wakes the function first", () => {
+  test("§6 row 6: from D3hot it wakes the function first", () => {
     scene();
     s.pmcsr(3);
     expect(s.ioctl(s.fd, V.VFIO_DEVICE_RESET)).toBe(0);
     expect(s.again()).toBe(0);
   });
 
-  test("of a function without a reset answers EINVAL and revokes nothing", () => {
+  test("§6 row 6: of a function without a reset answers EINVAL and revokes nothing", () => {
     scene({ functions: [{ ...TINY, capabilities: { pcie: {} }, noBusReset: true }] });
     expect(s.ioctl(s.fd, V.VFIO_DEVICE_RESET)).toBe(EINVAL);
     expect(s.old).toBe("mapped");
   });
 
-  test("that finds the function locked answers EAGAIN: the mapping is dead, the buffer lives", () => {
+  test("§6 row 6: that finds the function locked answers EAGAIN: the mapping is dead, the buffer lives", () => {
     scene();
     const holder = s.kernel.sched.thread("sysfs");
     let done = false;
@@ -202,7 +202,7 @@ describe("VFIO_DEVICE_RESET", () => {
 });
 
 describe("FLR bits", () => {
-  test("of the express capability revoke and restore", () => {
+  test("§6 row 7: of the express capability revoke and restore", () => {
     scene();
     s.clear();
     s.configWrite(s.fd, s.pdev().pcieCap + R.PCI_EXP_DEVCTL, 2, R.PCI_EXP_DEVCTL_BCR_FLR);
@@ -211,7 +211,7 @@ describe("FLR bits", () => {
     s.expectDeadButThere();
   });
 
-  test("of the advanced features capability do too", () => {
+  test("§6 row 7: of the advanced features capability do too", () => {
     scene({ functions: [{ ...TINY, capabilities: { af: { flr: true } }, extended: {} }] });
     s.clear();
     s.configWrite(s.fd, s.pdev().findCap(R.PCI_CAP_ID_AF) + R.PCI_AF_CTRL, 1, R.PCI_AF_CTRL_FLR);
@@ -236,7 +236,7 @@ describe("PCI_HOT_RESET", () => {
     };
   };
 
-  test("revokes, resets the bus, and the buffer lives again", () => {
+  test("§6 row 8: revokes, resets the bus, and the buffer lives again", () => {
     scene();
     s.clear();
     s.model().resets.length = 0;
@@ -272,7 +272,7 @@ describe("PCI_HOT_RESET", () => {
     expect(s.old).toBe("mapped");
   });
 
-  test("a busy device ends it with EBUSY: those before it are restored, their mappings are dead", () => {
+  test("§6 row 8: a busy device ends it with EBUSY: those before it are restored, their mappings are dead", () => {
     scene({ functions: [TINY, TINY], sharedBus: true });
     const other = s.core(s.bdfs[1]);
     // Open, so awake: waking one takes ML before any of it is tried.
@@ -302,7 +302,7 @@ describe("PCI_HOT_RESET", () => {
     s.settle();
   });
 
-  test("one that fails kills the mappings all the same", () => {
+  test("§6 row 8: one that fails kills the mappings all the same", () => {
     scene({ functions: [{ ...TINY, reset: { bus: "dead" } }] });
     expect(hotReset(s.fd)).toBe(ENOTTY);
     expect(s.old).toBe("dead");
@@ -320,7 +320,7 @@ describe("low power", () => {
   const entry = SET | V.VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY;
   const exit = SET | V.VFIO_DEVICE_FEATURE_LOW_POWER_EXIT;
 
-  test("ENTRY revokes, the device sleeps, EXIT restores", () => {
+  test("§6 row 9: ENTRY revokes, the device sleeps, EXIT restores", () => {
     scene();
     expect(s.feature(s.fd, entry)).toBe(0);
     expect(s.old).toBe("dead");
@@ -334,7 +334,7 @@ describe("low power", () => {
     s.expectDeadButThere();
   });
 
-  test("a second ENTRY answers EINVAL and leaves the buffers revoked", () => {
+  test("§6 row 9: a second ENTRY answers EINVAL and leaves the buffers revoked", () => {
     scene();
     expect(s.feature(s.fd, entry)).toBe(0);
     expect(s.command(R.PCI_COMMAND_MEMORY)).toBe(2);
@@ -350,7 +350,7 @@ describe("low power", () => {
     expect(s.mapFile(s.ioasId, born)).not.toBeInstanceOf(Errno);
   });
 
-  test("a wake with a wakeup eventfd signals it and ends low power, but restores nothing", () => {
+  test("§6 row 10: a wake with a wakeup eventfd signals it and ends low power, but restores nothing", () => {
     scene();
     const e = s.eventfd();
     const payload = new Uint8Array(8);
@@ -380,7 +380,7 @@ describe("low power", () => {
     expect(s.old).toBe("mapped");
   });
 
-  test("a device that cannot be woken answers EIO to everything", () => {
+  test("§2 pre 2: a device that cannot be woken answers EIO to everything", () => {
     scene();
     expect(s.feature(s.fd, entry)).toBe(0);
     s.settle();
@@ -394,7 +394,7 @@ describe("low power", () => {
 });
 
 describe("the end of the device", () => {
-  test("the last close revokes for ever, also after the device is opened again", () => {
+  test("§6 row 11, §6 cleanup, §9 row 5: the last close revokes for ever, also after the device is opened again", () => {
     scene();
     const { fd } = s;
     s.close(fd);
@@ -407,7 +407,7 @@ describe("the end of the device", () => {
     s.expectDeadButThere();
   });
 
-  test("at close the buffers die before the function loses its interrupts, BARs and state", () => {
+  test("§6 row 11: at close the buffers die before the function loses its interrupts, BARs and state", () => {
     scene();
     s.clear();
     s.close(s.fd);
@@ -416,7 +416,7 @@ describe("the end of the device", () => {
     expect(order.indexOf("cleaned_up")).toBeLessThan(order.findIndex((t) => t === "pci.reset" || t === "pci.decode"));
   });
 
-  test("an unbind with the buffer mapped waits for the device's close, not for the buffer's", () => {
+  test("§6 row 12, §9 row 6: an unbind with the buffer mapped waits for the device's close, not for the buffer's", () => {
     scene();
     const bdf = s.bdfs[0] as string;
     const thread = s.kernel.sched.thread("sysfs");
@@ -439,7 +439,7 @@ describe("the end of the device", () => {
 });
 
 describe("what has no hook", () => {
-  test("a reset through sysfs leaves buffer and mapping as they are", () => {
+  test("§6 row 13: a reset through sysfs leaves buffer and mapping as they are", () => {
     scene();
     s.clear();
     expect(s.kernelRun(s.pdev().resetFunction())).toBeUndefined();
@@ -448,7 +448,7 @@ describe("what has no hook", () => {
   });
 });
 
-test("a move to the state the buffers are in already tells nobody", () => {
+test("§6 move 2: a move to the state the buffers are in already tells nobody", () => {
   scene();
   s.clear();
   s.kernelRun(

@@ -133,7 +133,7 @@ describe("pinning", () => {
     expect(exporter.log).toEqual(["attach", "pin", "pin", "unpin"]);
   });
 
-  it("of a buffer whose exporter has no pin succeeds and does nothing", () => {
+  it("§3 pin: of a buffer whose exporter has no pin succeeds and does nothing", () => {
     const { rig, exporter, buf, importer } = setUp();
     const att = ok(rig.run(importer.attach(buf)));
     const body = function* () {

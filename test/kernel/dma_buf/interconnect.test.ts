@@ -88,7 +88,7 @@ describe("the exporter's half", () => {
     expect(rig.events.at(-1)).toMatchObject({ type: "dma_buf.private_map", paddr: BAR_START + 0x2000n });
   });
 
-  it("refuses another exporter's buffer first, then a revoked one, then more than one range", () => {
+  it("§3 private map, §3 order: refuses another exporter's buffer first, then a revoked one, then more than one range", () => {
     const two = [
       { offset: 0n, length: 0x1000n },
       { offset: 0x1000n, length: 0x1000n },
@@ -112,7 +112,7 @@ describe("the exporter's half", () => {
     expect(ask(buf, att)).toEqual({ paddr: BAR_START, len: 0x1000n });
   });
 
-  it("lends its function to iommufd alone, and only while vfio-pci is loaded", () => {
+  it("§4.1 row 13: lends its function to iommufd alone, and only while vfio-pci is loaded", () => {
     const { modules } = rig.kernel;
     expect(modules.symbolGet("vfio_pci_dma_buf_iommufd_map", "amdgpu")).toBeUndefined();
     expect(modules.symbolGet("vfio_pci_dma_buf_iommufd_map", "iommufd")).toBe(vfioPciDmaBufIommufdMap);
@@ -136,7 +136,7 @@ describe("the importer's half", () => {
     expect(rig.typesOf("dma_buf.").slice(-3)).toEqual(["dma_buf.attach", "dma_buf.pin", "dma_buf.private_map"]);
   });
 
-  it("undoes it all at the release: unpin under the reservation, detach, the buffer put", () => {
+  it("§9 row 2: undoes it all at the release: unpin under the reservation, detach, the buffer put", () => {
     mapped();
     rig.run(ioptReleaseDmabuf(pages));
     expect(rig.typesOf("dma_buf.").slice(-3)).toEqual(["dma_buf.unpin", "dma_buf.detach", "dma_buf.put"]);
@@ -145,7 +145,7 @@ describe("the importer's half", () => {
     expect(rig.leaks()["dma_buf attachment"]).toBeUndefined();
   });
 
-  it("is told of a revoke, synchronously, and stays without an address when the buffer lives again", () => {
+  it("§6 invalidate: is told of a revoke, synchronously, and stays without an address when the buffer lives again", () => {
     mapped();
     rig.run(vdev.move(true));
     expect([pages.dmabuf.phys.len, pages.revokes]).toEqual([0n, 1]);
@@ -172,7 +172,7 @@ describe("the importer's half", () => {
     expect(pages.dmabuf.phys.len).toBe(0n);
   };
 
-  it("answers ENODEV for a revoked buffer, from the attach", () => {
+  it("§4.1 row 11: answers ENODEV for a revoked buffer, from the attach", () => {
     const buf = vdev.buffer(vdev.export());
     rig.run(vdev.move(true));
     expect(map(buf)).toBe(ENODEV);
@@ -180,7 +180,7 @@ describe("the importer's half", () => {
     undone(buf);
   });
 
-  it("answers ENODEV for one that is revoked between attach and map, and undoes attach and pin", () => {
+  it("§4.1 row 14, §9 row 1: answers ENODEV for one that is revoked between attach and map, and undoes attach and pin", () => {
     const buf = vdev.buffer(vdev.export());
     rig.kernel.sched.interleave = true;
     const t = rig.process.newThread("mapper");
@@ -198,7 +198,7 @@ describe("the importer's half", () => {
     undone(buf);
   });
 
-  it("answers EOPNOTSUPP for two ranges, also adjacent ones", () => {
+  it("§4.1 row 14: answers EOPNOTSUPP for two ranges, also adjacent ones", () => {
     const buf = vdev.buffer(
       vdev.export([
         { offset: 0n, length: 0x1000n },
@@ -209,13 +209,13 @@ describe("the importer's half", () => {
     undone(buf);
   });
 
-  it("answers EOPNOTSUPP where vfio-pci is not loaded", () => {
+  it("§4.1 row 13: answers EOPNOTSUPP where vfio-pci is not loaded", () => {
     const buf = new Exporter().export(rig);
     rig.kernel.modules.unload("vfio_pci_core");
     expect(map(buf)).toBe(EOPNOTSUPP);
   });
 
-  it("answers EOPNOTSUPP to any other exporter, after its pin really ran, and undoes that", () => {
+  it("§4.2 row 6, §9 row 1: answers EOPNOTSUPP to any other exporter, after its pin really ran, and undoes that", () => {
     const exporter = new Exporter({ pins: true });
     const buf = exporter.export(rig);
     expect(map(buf)).toBe(EOPNOTSUPP);
@@ -228,7 +228,7 @@ describe("the importer's half", () => {
     rig.call(() => dmaBufPut(heap));
   });
 
-  it("passes on what the exporter answers to attach and to pin", () => {
+  it("§4.1 rows 11 and 12: passes on what the exporter answers to attach and to pin", () => {
     const exporter = new Exporter({ pins: true });
     const buf = exporter.export(rig);
     exporter.attachAnswer = EBUSY;
@@ -240,7 +240,7 @@ describe("the importer's half", () => {
     undone(buf);
   });
 
-  it("asks the selftest's exporter first, and vfio-pci when that says it is not its own", () => {
+  it("§4.1 row 13: asks the selftest's exporter first, and vfio-pci when that says it is not its own", () => {
     const buf = vdev.buffer(vdev.export());
     const phys: PhysVec = { paddr: 0x1000n as PhysVec["paddr"], len: 0x1000n };
     const with_ = (answer: PhysVec | Errno) => rig.run(ioptMapDmabuf(rig.kernel, pages, buf, importerOps, () => answer));

@@ -69,7 +69,7 @@ describe("an IOAS", () => {
 });
 
 describe("revoke", () => {
-  test("kills the area and its copies for good, and a new map lives again", () => {
+  test("§6 invalidate: kills the area and its copies for good, and a new map lives again", () => {
     const [a, b] = [r.allocIoas(), r.allocIoas()];
     r.attached(a);
     r.attached(b);
@@ -92,7 +92,7 @@ describe("revoke", () => {
     r.check();
   });
 
-  test("maps device memory with MMIO and never as cacheable, in a second domain too", () => {
+  test("§4.3 points 2 and 4: maps device memory with MMIO and never as cacheable, in a second domain too", () => {
     const a = r.allocIoas();
     r.attached(a);
     ok(r.mapFile({ ioas_id: a, fd: r.dmabuf(), length: 0x4000n }));

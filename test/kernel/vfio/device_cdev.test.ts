@@ -11,7 +11,7 @@ const bindStruct = (init: Parameters<typeof V.VfioDeviceBindIommufd.alloc>[0] = 
   V.VfioDeviceBindIommufd.alloc({ argsz: V.VfioDeviceBindIommufd.size, ...init });
 
 describe("before it is bound", () => {
-  test("every call but BIND answers EINVAL", () => {
+  test("§2 pre 1: every call but BIND answers EINVAL", () => {
     const b = new Bench();
     const fd = b.openCdev();
     for (const cmd of [V.VFIO_DEVICE_GET_INFO, V.VFIO_DEVICE_FEATURE, V.VFIO_DEVICE_RESET, V.VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0x1234]) {
@@ -167,7 +167,7 @@ describe("attach and detach", () => {
   });
 });
 
-test("FEATURE checks its header before the feature", () => {
+test("§2 pre 3 to 6: FEATURE checks its header before the feature", () => {
   const b = new Bench();
   const fd = b.device();
   const f = (init: object): number | Errno => b.ioctl(fd, V.VFIO_DEVICE_FEATURE, V.VfioDeviceFeature.alloc({ argsz: 8, ...init }));
@@ -254,7 +254,7 @@ describe("driver", () => {
     expect(b.kernelRun(b.kernel.pci.unbind(b.bdfs[0] as string))).toBeUndefined();
   });
 
-  test("hot-unplug waits for the close, then the function is gone", () => {
+  test("§6 row 12: hot-unplug waits for the close, then the function is gone", () => {
     const b = new Bench();
     const bdf = b.bdfs[0] as string;
     const fd = b.device();

@@ -178,7 +178,7 @@ describe("two mapping threads and one that toggles decode", () => {
     expect(String(failed.errorInstance)).toContain("to deeply equal []");
   });
 
-  it("a map that was overtaken by a revoke succeeds, and maps nothing for ever (N6)", () => {
+  it("§4.2 row 4: a map that was overtaken by a revoke succeeds, and maps nothing for ever (N6)", () => {
     const race = new Race();
     const { sched } = race.b.kernel;
     const t = race.b.process.newThread("mapper");

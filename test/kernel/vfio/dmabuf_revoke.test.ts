@@ -90,7 +90,7 @@ describe("the states of a buffer (spec section 7.1)", () => {
     expect(i.log).toEqual(["invalidate", "invalidate"]);
   });
 
-  it("a request for the state it is in changes nothing and tells nobody", () => {
+  it("§6 move 2: a request for the state it is in changes nothing and tells nobody", () => {
     const { buf } = exported();
     const i = new Importer(plainDevice());
     ok(rig.run(i.attach(buf)));
@@ -100,7 +100,7 @@ describe("the states of a buffer (spec section 7.1)", () => {
     expect(i.log).toEqual(["invalidate"]);
   });
 
-  it("CLEANED-UP after the close of the device: revoked for ever, off the list, the registration dropped", () => {
+  it("§6 cleanup: CLEANED-UP after the close of the device: revoked for ever, off the list, the registration dropped", () => {
     const { buf, priv } = exported();
     const i = new Importer(plainDevice());
     ok(rig.run(i.attach(buf)));
@@ -112,7 +112,7 @@ describe("the states of a buffer (spec section 7.1)", () => {
     expect(look(buf, i)).toEqual(all("ENODEV"));
   });
 
-  it("RELEASED from LIVE or REVOKED: unlinked under ML, the registration put once", () => {
+  it("§3 release, §9 row 2: RELEASED from LIVE or REVOKED: unlinked under ML, the registration put once", () => {
     for (const revoked of [false, true]) {
       const { fd } = exported();
       rig.run(vdev.move(revoked));
@@ -122,7 +122,7 @@ describe("the states of a buffer (spec section 7.1)", () => {
     expect(rig.leaks()).toEqual({});
   });
 
-  it("RELEASED from CLEANED-UP: only freed, the registration is not put again", () => {
+  it("§3 release: RELEASED from CLEANED-UP: only freed, the registration is not put again", () => {
     const { fd } = exported();
     rig.run(vfioPciDmaBufCleanup(vdev));
     close(fd);
@@ -130,7 +130,7 @@ describe("the states of a buffer (spec section 7.1)", () => {
     expect(rig.leaks()).toEqual({});
   });
 
-  it("an attachment keeps the file, hence the buffer, when the descriptor is closed", () => {
+  it("§9 row 4: an attachment keeps the file, hence the buffer, when the descriptor is closed", () => {
     const { fd, buf } = exported();
     buf.file.get();
     const i = new Importer(plainDevice());
@@ -150,7 +150,7 @@ describe("a revoke", () => {
     expect(() => rig.run(vfioPciDmaBufMove(vdev, true))).toThrow(KernelBug);
   });
 
-  it("sets the flag before it tells the importers, so one that maps again at once is refused", () => {
+  it("§6 move 3: sets the flag before it tells the importers, so one that maps again at once is refused", () => {
     const { buf } = exported();
     const i = new Importer(plainDevice());
     let seen: unknown;
@@ -162,7 +162,7 @@ describe("a revoke", () => {
     expect(seen).toBe(ENODEV);
   });
 
-  it("returns only when every scatter-list map is gone (I1)", () => {
+  it("§6 move 4, §3 unmap_dma_buf: returns only when every scatter-list map is gone (I1)", () => {
     const { buf, priv } = exported();
     const [a, b] = [new Importer(plainDevice("a")), new Importer(plainDevice("b"))];
     for (const i of [a, b]) {
@@ -192,7 +192,7 @@ describe("a revoke", () => {
     expect(vdev.memoryLock.locked).toBe(false);
   });
 
-  it("waits for every fence, bookkeeping ones too, with the reservation held (H3)", () => {
+  it("§6 move 3: waits for every fence, bookkeeping ones too, with the reservation held (H3)", () => {
     const { buf } = exported();
     const i = new Importer(plainDevice());
     ok(rig.run(i.attach(buf)));
@@ -217,7 +217,7 @@ describe("a revoke", () => {
     expect(t.state).toBe("done");
   });
 
-  it("leaves the count and the completion as an export does, so that revokes and maps may follow in any order (H4)", () => {
+  it("§6 move 4: leaves the count and the completion as an export does, so that revokes and maps may follow in any order (H4)", () => {
     const { buf, priv } = exported();
     const i = new Importer(plainDevice());
     ok(rig.run(i.attach(buf)));
@@ -253,7 +253,7 @@ describe("a revoke", () => {
 });
 
 describe("an un-revoke", () => {
-  it("tells the importers with the flag still set: one that maps in the callback is refused and no map is lost (H5)", () => {
+  it("§6 move 5: tells the importers with the flag still set: one that maps in the callback is refused and no map is lost (H5)", () => {
     const { buf, priv } = exported();
     const i = new Importer(plainDevice());
     ok(rig.run(i.attach(buf)));
@@ -326,7 +326,7 @@ describe("races, driven by hand", () => {
     expect(rig.kernel.sched.finish(a)).toBe(ENODEV);
   });
 
-  it("a buffer whose file is dying is skipped by revoke and cleanup, and puts its registration itself (N15)", () => {
+  it("§6 move 1, §6 cleanup: a buffer whose file is dying is skipped by revoke and cleanup, and puts its registration itself (N15)", () => {
     const { fd, buf } = exported();
     const t = rig.process.newThread("closer");
     rig.kernel.sched.interleave = true;
@@ -405,7 +405,7 @@ describe("races, driven by hand", () => {
   });
 });
 
-it("a full descriptor table releases the buffer through the ordinary path, once (H1)", () => {
+it("§2 row 18: a full descriptor table releases the buffer through the ordinary path, once (H1)", () => {
   rig.process.rlimits.nofile = rig.process.files.size;
   expect(vdev.feature([{ offset: 0n, length: 0x1000n }])).toBe(EMFILE);
   expect([vdev.registrations.count, vdev.dmabufs.length]).toEqual([1, 0]);
@@ -413,7 +413,7 @@ it("a full descriptor table releases the buffer through the ordinary path, once 
   expect(rig.typesOf("dma_buf.release")).toHaveLength(1);
 });
 
-it("a device that is being unregistered exports nothing: ENODEV, after the ranges were found good", () => {
+it("§2 row 15: a device that is being unregistered exports nothing: ENODEV, after the ranges were found good", () => {
   vdev.unregistering = true;
   expect(vdev.feature([{ offset: 0n, length: 0x1000n }])).toBe(ENODEV);
   expect(vdev.feature([{ offset: 0n, length: 0x100_0000n }])).toBe(EINVAL);
@@ -424,7 +424,7 @@ it("a device that is being unregistered exports nothing: ENODEV, after the range
   expect([vdev.registrations.count, rig.leaks()]).toEqual([1, {}]);
 });
 
-it("an end that wraps the address space is EOVERFLOW where the BAR lies high enough", () => {
+it("§2 row 13: an end that wraps the address space is EOVERFLOW where the BAR lies high enough", () => {
   vdev.start = 0xffff_ffff_ffff_0000n;
   vdev.length = 0x8000n;
   expect(vdev.feature([{ offset: 0xf000n, length: 0x1000n }])).toBe(EOVERFLOW);
@@ -433,7 +433,7 @@ it("an end that wraps the address space is EOVERFLOW where the BAR lies high eno
 });
 
 describe("what the exporter answers (spec section 3)", () => {
-  it("attach: no peer-to-peer EOPNOTSUPP, then revoked ENODEV, then not revocable EOPNOTSUPP", () => {
+  it("§3 attach: no peer-to-peer EOPNOTSUPP, then revoked ENODEV, then not revocable EOPNOTSUPP", () => {
     const { buf } = exported();
     const attach = (o: { peer2peer?: boolean; revocable?: boolean }) => rig.run(new Importer(plainDevice(), o).attach(buf));
     expect(attach({ peer2peer: false })).toBe(EOPNOTSUPP);
@@ -444,7 +444,7 @@ describe("what the exporter answers (spec section 3)", () => {
     expect(attach({})).toBe(ENODEV);
   });
 
-  it("map: the bus addresses of every range, below one switch", () => {
+  it("§3 map_dma_buf: the bus addresses of every range, below one switch", () => {
     const fd = vdev.export([
       { offset: 0x3000n, length: 0x2000n },
       { offset: 0n, length: 0x1000n },
@@ -458,7 +458,7 @@ describe("what the exporter answers (spec section 3)", () => {
     ]);
   });
 
-  it("map: EINVAL where the transactions would not arrive, and then no reference is taken", () => {
+  it("§3 map_dma_buf: EINVAL where the transactions would not arrive, and then no reference is taken", () => {
     vdev.mapType = "not_supported";
     const { buf, priv } = exported();
     const i = new Importer(plainDevice());

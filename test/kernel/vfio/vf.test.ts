@@ -95,7 +95,7 @@ describe("a VF", () => {
     expect(b.configRead(fd, R.PCI_INTERRUPT_PIN, 1)).toBe(0);
   });
 
-  test("turning its memory off revokes and restores in the same write: the mapping is dead, the buffer lives", () => {
+  test("§6 row 1, §2 predicate: turning its memory off revokes and restores in the same write: the mapping is dead, the buffer lives", () => {
     const { b, bdf, fd } = setup();
     const ioas = b.ioas();
     expect(b.attach(fd, ioas)).toBe(0);
