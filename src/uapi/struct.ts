@@ -41,6 +41,8 @@ export interface AnyStruct {
   readonly offsets: Readonly<Record<string, number>>;
   readonly widths: Readonly<Record<string, number>>;
   readonly union: readonly string[];
+  /** Bytes in one element of the tail; 0 when there is none. */
+  readonly tailElementSize: number;
   over(bytes: Uint8Array, offset?: number): StructView;
   toObject(view: StructView): Readonly<Record<string, unknown>>;
 }
