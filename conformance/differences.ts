@@ -1,6 +1,6 @@
 /**
  * The rows of `docs/differences.md` that a program checks: a table whose first
- * cell is `golden`, then section, call, what, field, reason. A cell `*` matches
+ * cell is the suite, then section, call, what, field, reason. A cell `*` matches
  * anything.
  */
 import { readFileSync } from "node:fs";
@@ -21,11 +21,12 @@ export interface KnownDifferences {
   unused(): string[];
 }
 
-export function knownDifferences(): KnownDifferences {
+/** Those of one suite. */
+export function knownDifferences(suite: string): KnownDifferences {
   const text = readFileSync(join(import.meta.dirname, "..", "docs", "differences.md"), "utf8");
   const rows = text
     .split("\n")
-    .filter((l) => l.startsWith("| golden |"))
+    .filter((l) => l.startsWith(`| ${suite} |`))
     .map((l) => l.split("|").map((c) => c.trim().replace(/^`|`$/g, "")))
     .map(([, , section = "", call = "", what = "", field = ""]) => ({ section, call, what, field, used: false }));
   const match = (pattern: string, value: string): boolean => pattern === "*" || pattern === value;

@@ -1,8 +1,9 @@
-/** `npm run conformance -- [golden|pagetables] [options]`: all of them when none is named. */
+/** `npm run conformance -- [golden|hostile|pagetables] [options]`: all of them when none is named. */
 import * as golden from "./golden.ts";
+import * as hostile from "./hostile.ts";
 import * as pagetables from "./pagetables.ts";
 
-const suites: Readonly<Record<string, { run(args: string[]): number | Promise<number> }>> = { golden, pagetables };
+const suites: Readonly<Record<string, { run(args: string[]): number | Promise<number> }>> = { golden, hostile, pagetables };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {

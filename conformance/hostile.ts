@@ -1,0 +1,111 @@
+/**
+ * Hostile calls, made on a real Linux once and on the embedded kernel now.
+ *
+ * The calls are data (`hostile/*_calls.ts`), written out as text with
+ * `--program FILE`; `hostile/hostile.c` made them on Linux and its answers lie in
+ * `data/hostile-linux.jsonl`, each with the line that asked for it. Compared:
+ * return value, errno, and every byte of memory that the call changed.
+ *
+ * A call of the table whose line was never asked on Linux, or is no longer the
+ * one that was, is "not covered". A difference fails the run unless
+ * `docs/differences.md` has a row for it.
+ */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type Difference, knownDifferences } from "./differences.ts";
+import { fileCalls } from "./hostile/file_calls.ts";
+import { type Answer, interpret } from "./hostile/interpret.ts";
+import { iommufdCalls } from "./hostile/iommufd_calls.ts";
+import { Program } from "./hostile/program.ts";
+import { vfioCalls } from "./hostile/vfio_calls.ts";
+
+export function hostileProgram(): Program {
+  const p = new Program();
+  fileCalls(p);
+  iommufdCalls(p);
+  vfioCalls(p);
+  return p;
+}
+
+interface Tally {
+  agree: number;
+  differ: number;
+  known: number;
+  missing: number;
+}
+
+function compare(section: string, want: Answer, got: Answer): Difference[] {
+  const out: Difference[] = [];
+  for (const field of new Set([...Object.keys(want), ...Object.keys(got)])) {
+    const [w, g] = [JSON.stringify(want[field]), JSON.stringify(got[field])];
+    if (w !== g) out.push({ section, call: want.call, what: want.what, field, want: w, got: g });
+  }
+  return out;
+}
+
+export function run(args: readonly string[]): number {
+  const program = hostileProgram();
+  const at = args.indexOf("--program");
+  if (at >= 0) {
+    writeFileSync(args[at + 1] ?? "hostile.txt", program.text());
+    return 0;
+  }
+  const recorded = readFileSync(join(import.meta.dirname, "data", "hostile-linux.jsonl"), "utf8")
+    .trim()
+    .split("\n")
+    .map((l) => JSON.parse(l) as Answer | { section: string });
+  const expected = new Map<string, Answer[]>();
+  let answers: Answer[] = [];
+  for (const r of recorded) {
+    if ("asked" in r) answers.push(r as Answer);
+    else expected.set((r as { section: string }).section, (answers = []));
+  }
+  const known = knownDifferences("hostile");
+  const tallies = new Map<string, Tally>();
+  const lines: string[] = [];
+  let status = 0;
+  for (const { section, answers: ours } of interpret(program.lines)) {
+    const t: Tally = { agree: 0, differ: 0, known: 0, missing: 0 };
+    tallies.set(section, t);
+    const theirs = expected.get(section) ?? [];
+    ours.forEach((got, i) => {
+      const want = theirs[i];
+      if (want === undefined || want.asked !== got.asked) {
+        t.missing++;
+        status = 1;
+        lines.push(`${section}: not asked on Linux: ${got.asked}`);
+        return;
+      }
+      const differences = compare(section, want, got);
+      const unknown = differences.filter((d) => !known.has(d));
+      if (differences.length === 0) t.agree++;
+      else if (unknown.length === 0) t.known++;
+      else {
+        t.differ++;
+        status = 1;
+        for (const d of unknown) lines.push(`${section}: ${d.call} "${d.what}": ${d.field} is ${d.want} on Linux, ${d.got} here`);
+      }
+    });
+  }
+  report(tallies, lines);
+  for (const k of known.unused()) {
+    process.stdout.write(`docs/differences.md has a row that no call needs any more: ${k}\n`);
+    status = 1;
+  }
+  return status;
+}
+
+function report(tallies: ReadonlyMap<string, Tally>, lines: readonly string[]): void {
+  const total: Tally = { agree: 0, differ: 0, known: 0, missing: 0 };
+  const row = (name: string, t: Tally): string =>
+    `${name.padEnd(20)}${String(t.agree).padStart(7)}${String(t.differ).padStart(8)}${String(t.known).padStart(12)}${String(t.missing).padStart(13)}\n`;
+  process.stdout.write(`${"section".padEnd(20)}${"agree".padStart(7)}${"differ".padStart(8)}${"documented".padStart(12)}${"not covered".padStart(13)}\n`);
+  for (const [name, t] of tallies) {
+    process.stdout.write(row(name, t));
+    for (const k of ["agree", "differ", "known", "missing"] as const) total[k] += t[k];
+  }
+  process.stdout.write(row("total", total));
+  const covered = total.agree + total.differ + total.known;
+  process.stdout.write(`hostile: ${covered} of ${covered + total.missing} calls asked on Linux, ${total.agree} agree, ${total.known} differ as documented\n`);
+  for (const l of lines) process.stdout.write(`${l}\n`);
+}
