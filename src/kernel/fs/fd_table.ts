@@ -14,8 +14,42 @@ import type { File } from "./file.ts";
 
 const RESERVED = "reserved";
 
-export class FdTable {
+/** A process's descriptors: these here, or those of a real process that is served. */
+export interface FdTable extends Iterable<[fd: number, file: File]> {
   /** The owner's limits; only `nofile` is read. */
+  readonly rlimits: { nofile: number };
+  /** Soft RLIMIT_NOFILE: descriptors are below it. */
+  readonly limit: number;
+  /** Descriptors that refer to a file. */
+  readonly size: number;
+  /** Reserves the lowest free number from `from`; EMFILE. `flags`: O_CLOEXEC or 0. */
+  getUnused(flags: number, from?: number): number | Errno;
+  /** Makes a reserved number refer to `file`, whose reference it takes over. */
+  install(fd: number, file: File): void;
+  /** Gives a reserved number back. */
+  putUnused(fd: number): void;
+  /** The file, with no reference taken: it lives while the descriptor does. EBADF; O_PATH files count as absent. */
+  get(fd: number): File | Errno;
+  /** The same, and O_PATH files too. */
+  getRaw(fd: number): File | Errno;
+  /** The file with a reference for the caller (fget). */
+  fget(fd: number): File | Errno;
+  /** Takes the file out; its reference is the caller's to put. EBADF. */
+  take(fd: number): File | Errno;
+  /** Makes `fd` refer to `file` (a reference is taken); what it referred to is returned for the caller to put. EBADF. */
+  replace(fd: number, file: File, flags: number): File | undefined | Errno;
+  /** Copies a descriptor to the lowest free one from `from`. EINVAL when `from` is past the limit, EMFILE. */
+  dup(file: File, from: number, flags: number): number | Errno;
+  cloexec(fd: number): boolean;
+  setCloexec(fd: number, on: boolean): void;
+  /** Takes out every file (those with O_CLOEXEC, when `cloexecOnly`), in order of number. */
+  takeAll(cloexecOnly?: boolean): File[];
+  /** A child's table: the same files under the same numbers. */
+  fork(rlimits: { nofile: number }): FdTable;
+}
+
+/** The descriptors of a simulated process. */
+export class SimulatedFdTable implements FdTable {
   readonly rlimits: { nofile: number };
   readonly #slots: (File | typeof RESERVED | undefined)[] = [];
   readonly #cloexec: Set<number> = new Set();
@@ -27,17 +61,14 @@ export class FdTable {
     this.rlimits = rlimits;
   }
 
-  /** Soft RLIMIT_NOFILE: descriptors are below it. */
   get limit(): number {
     return this.rlimits.nofile;
   }
 
-  /** Descriptors that refer to a file. */
   get size(): number {
     return this.#open;
   }
 
-  /** Reserves the lowest free number from `from`; EMFILE. `flags`: O_CLOEXEC or 0. */
   getUnused(flags: number, from = 0): number | Errno {
     let fd = Math.max(from, this.#hint);
     while (this.#slots[fd] !== undefined) fd++;
@@ -48,7 +79,6 @@ export class FdTable {
     return fd;
   }
 
-  /** Makes a reserved number refer to `file`, whose reference it takes over. */
   install(fd: number, file: File): void {
     if (this.#slots[fd] !== RESERVED) throw new KernelBug(`fd ${fd} is not reserved`);
     this.#slots[fd] = file;
@@ -57,31 +87,26 @@ export class FdTable {
     if (trace.on) trace.emit({ type: "fs.install", fd, path: file.path, pid: file.kernel.fs.currentPid });
   }
 
-  /** Gives a reserved number back. */
   putUnused(fd: number): void {
     if (this.#slots[fd] !== RESERVED) throw new KernelBug(`fd ${fd} is not reserved`);
     this.#free(fd);
   }
 
-  /** The file, with no reference taken: it lives while the descriptor does. EBADF; O_PATH files count as absent. */
   get(fd: number): File | Errno {
     const f = this.getRaw(fd);
     return f instanceof Errno || f.isPath ? EBADF : f;
   }
 
-  /** The same, and O_PATH files too. */
   getRaw(fd: number): File | Errno {
     const f = this.#slots[fd];
     return f === undefined || f === RESERVED ? EBADF : f;
   }
 
-  /** The file with a reference for the caller (fget). */
   fget(fd: number): File | Errno {
     const f = this.get(fd);
     return f instanceof Errno ? f : f.get();
   }
 
-  /** Takes the file out; its reference is the caller's to put. EBADF. */
   take(fd: number): File | Errno {
     const f = this.getRaw(fd);
     if (f instanceof Errno) return f;
@@ -92,7 +117,6 @@ export class FdTable {
     return f;
   }
 
-  /** Makes `fd` refer to `file` (a reference is taken); what it referred to is returned for the caller to put. EBADF. */
   replace(fd: number, file: File, flags: number): File | undefined | Errno {
     if (fd < 0 || fd >= this.limit) return EBADF;
     const old = this.#slots[fd];
@@ -102,7 +126,6 @@ export class FdTable {
     return old === RESERVED ? undefined : old;
   }
 
-  /** Copies a descriptor to the lowest free one from `from`. EINVAL when `from` is past the limit, EMFILE. */
   dup(file: File, from: number, flags: number): number | Errno {
     if (from < 0 || from >= this.limit) return EINVAL;
     const fd = this.getUnused(flags, from);
@@ -119,7 +142,6 @@ export class FdTable {
     this.#setCloexec(fd, on);
   }
 
-  /** Takes out every file (those with O_CLOEXEC, when `cloexecOnly`), in order of number. */
   takeAll(cloexecOnly = false): File[] {
     const out: File[] = [];
     for (let fd = 0; fd < this.#slots.length; fd++) {
@@ -138,9 +160,8 @@ export class FdTable {
     }
   }
 
-  /** A child's table: the same files under the same numbers. */
-  fork(rlimits: { nofile: number }): FdTable {
-    const t = new FdTable(rlimits);
+  fork(rlimits: { nofile: number }): SimulatedFdTable {
+    const t = new SimulatedFdTable(rlimits);
     for (const [fd, file] of this) {
       t.#slots[fd] = file.get();
       t.#open++;

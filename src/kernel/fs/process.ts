@@ -75,10 +75,10 @@ export class Process {
   exited = false;
   #threads = 1;
 
-  /** Use `Vfs.createProcess` or `fork`. */
-  constructor(kernel: Kernel, name: string, mm: Mm, files: FdTable, creds: Credentials, rlimits: Rlimits) {
+  /** Use `Vfs.createProcess` or `fork`. `pid`: default the next one. */
+  constructor(kernel: Kernel, name: string, mm: Mm, files: FdTable, creds: Credentials, rlimits: Rlimits, pid?: number) {
     this.kernel = kernel;
-    this.pid = kernel.fs.nextPid();
+    this.pid = pid ?? kernel.fs.nextPid();
     this.name = name;
     this.mm = mm;
     this.files = files;
@@ -148,7 +148,7 @@ export class Process {
     if (kernel.trace.on) kernel.trace.emit({ type: "fs.exit", pid: this.pid });
     this.mm.put();
     for (const f of this.files.takeAll()) kernel.fs.fput(f);
-    kernel.fs.processes.delete(this.pid);
+    if (kernel.fs.processes.get(this.pid) === this) kernel.fs.processes.delete(this.pid);
     yield* kernel.fs.flushTaskWork();
   }
 }

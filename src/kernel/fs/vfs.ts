@@ -32,7 +32,7 @@ import type { Kernel } from "../kernel.ts";
 import { AddressSpace } from "../mm/address_space.ts";
 import { Mm } from "../mm/mm.ts";
 import { PageCache } from "../mm/page_cache.ts";
-import { FdTable } from "./fd_table.ts";
+import { SimulatedFdTable } from "./fd_table.ts";
 import { File, type FileOps, type FileStat } from "./file.ts";
 import { cacheFile, cacheStat } from "./memfd.ts";
 import { NULL_DEVICE } from "./null.ts";
@@ -144,7 +144,7 @@ export class Vfs {
     };
     const rlimits = { nofile: options.nofile ?? 1024, memlock: options.memlock ?? RLIM_INFINITY };
     const mm = new Mm(this.kernel, options.memory ?? new AddressSpace(this.kernel));
-    return new Process(this.kernel, options.name ?? "user", mm, new FdTable(rlimits), creds, rlimits);
+    return new Process(this.kernel, options.name ?? "user", mm, new SimulatedFdTable(rlimits), creds, rlimits);
   }
 
   /** A file with one reference, the caller's. */
