@@ -26,6 +26,7 @@ import {
 } from "../../uapi/index.ts";
 import { Device } from "../device.ts";
 import type { File, FileOps } from "../fs/file.ts";
+import { pageSourceOf } from "../fs/memfd.ts";
 import type { Kernel } from "../kernel.ts";
 import { copyFromUser } from "../mm/user_memory.ts";
 import type { DmaBuf, DmaBufOps } from "./buffer.ts";
@@ -106,7 +107,7 @@ const udmabufOps: DmaBufOps = {
 /** EBADFD for what is no memory file, EINVAL for one whose seals do not fit. */
 function checkSeals(memfd: File): Errno | undefined {
   const seals = memfd.ops.getSeals?.(memfd);
-  if (seals === undefined || seals instanceof Errno || memfd.ops.pageCache === undefined) return EBADFD;
+  if (seals === undefined || seals instanceof Errno || pageSourceOf(memfd) === undefined) return EBADFD;
   if ((seals & F_SEAL_SHRINK) === 0 || (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) !== 0) return EINVAL;
   return undefined;
 }
@@ -128,10 +129,10 @@ function pinItem(kernel: Kernel, item: Item): Pfn[] | Errno {
   if (memfd instanceof Errno) return EBADFD;
   const err = checkSeals(memfd);
   if (err !== undefined) return err;
-  const cache = memfd.ops.pageCache?.(memfd);
-  if (cache === undefined) return EBADFD;
+  const source = pageSourceOf(memfd);
+  if (source === undefined) return EBADFD;
   if ((item.offset + item.size) >> 63n) return EINVAL;
-  return cache.pin(Number(item.offset / PAGE_SIZE_N), Number(item.size / PAGE_SIZE_N));
+  return source.pin(Number(item.offset / PAGE_SIZE_N), Number(item.size / PAGE_SIZE_N));
 }
 
 function create(kernel: Kernel, dev: Device, flags: number, items: readonly Item[]): number | Errno {

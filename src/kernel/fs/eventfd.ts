@@ -22,19 +22,27 @@ export class EventfdCtx {
   readonly kernel: Kernel;
   readonly id: number;
   readonly semaphore: boolean;
-  count: bigint;
   /** Pollers, and kernel users that want a call at each change. */
   readonly pollQueue: PollQueue = new PollQueue();
   readonly waiters: WaitQueue;
   readonly #refs: Refcount = new Refcount("eventfd");
+  #count: bigint;
 
   constructor(kernel: Kernel, initial: number, semaphore: boolean) {
     this.kernel = kernel;
     this.id = kernel.fs.nextEventfdId();
-    this.count = BigInt(initial);
+    this.#count = BigInt(initial);
     this.semaphore = semaphore;
     this.waiters = new WaitQueue(kernel.sched, "eventfd");
     kernel.fs.eventfds++;
+  }
+
+  get count(): bigint {
+    return this.#count;
+  }
+
+  set count(n: bigint) {
+    this.#count = n;
   }
 
   get(): this {
@@ -43,8 +51,13 @@ export class EventfdCtx {
   }
 
   put(): void {
-    if (this.#refs.put()) this.kernel.fs.eventfds--;
+    if (!this.#refs.put()) return;
+    this.kernel.fs.eventfds--;
+    this.destroy();
   }
+
+  /** The last reference is gone. */
+  destroy(): void {}
 
   /** Adds `n`, up to 2^64 - 1. Never waits. */
   signal(n = 1): void {
@@ -141,6 +154,8 @@ const EVENTFD_OPS: FileOps = {
   stat() {
     return { mode: 0o600 };
   },
+
+  eventfdCtx: ctxOf,
 };
 
 /** An eventfd's file, with one reference. `flags`: EFD_*, checked by the caller. */
@@ -159,5 +174,5 @@ export function eventfdCtxFromFd(process: Process, fd: number): EventfdCtx | Err
 
 /** The same of a file that the caller holds. */
 export function eventfdCtxFromFile(file: File): EventfdCtx | Errno {
-  return file.ops === EVENTFD_OPS ? ctxOf(file).get() : EINVAL;
+  return file.ops.eventfdCtx?.(file).get() ?? EINVAL;
 }

@@ -13,8 +13,9 @@ import type { Step } from "../../sched/task.ts";
 import { O_ACCMODE, O_PATH, O_RDONLY, O_WRONLY } from "../../uapi/index.ts";
 import type { Kernel } from "../kernel.ts";
 import { FileMapping } from "../mm/file_mapping.ts";
-import type { PageCache } from "../mm/page_cache.ts";
+import type { PageCache, PageSource } from "../mm/page_cache.ts";
 import type { Vma } from "../mm/vma.ts";
+import type { EventfdCtx } from "./eventfd.ts";
 import { PollQueue } from "./poll.ts";
 
 /** What fstat tells of a file; absent members are 0. */
@@ -57,6 +58,10 @@ export interface FileOps {
   stat?(f: File): FileStat;
   /** The pages of a file that can be pinned as such (memfd, tmpfs). */
   pageCache?(f: File): PageCache;
+  /** The same of a file whose pages are not in this kernel: a real program's. */
+  pageSource?(f: File): PageSource;
+  /** An eventfd's counter. */
+  eventfdCtx?(f: File): EventfdCtx;
 }
 
 export class File {

@@ -35,7 +35,7 @@ import {
   SEEK_SET,
 } from "../../uapi/index.ts";
 import type { Kernel } from "../kernel.ts";
-import { HUGE_SHIFT, PageCache } from "../mm/page_cache.ts";
+import { HUGE_SHIFT, PageCache, type PageSource } from "../mm/page_cache.ts";
 import { copyFromUser, copyToUser } from "../mm/user_memory.ts";
 import type { File, FileOps, FileStat } from "./file.ts";
 
@@ -226,9 +226,9 @@ export function memfdSeals(file: File): number | Errno {
   return file.ops.getSeals?.(file) ?? EINVAL;
 }
 
-/** The page cache of a memfd or tmpfs file; undefined for any other. */
-export function pageCacheOf(file: File): PageCache | undefined {
-  return file.ops.pageCache?.(file);
+/** The pages of a memfd or tmpfs file, simulated or a real program's; undefined for any other. */
+export function pageSourceOf(file: File): PageSource | undefined {
+  return file.ops.pageCache?.(file) ?? file.ops.pageSource?.(file);
 }
 
 /**
@@ -238,9 +238,9 @@ export function pageCacheOf(file: File): PageCache | undefined {
  * do not matter here, and `write` makes no difference.
  */
 export function* pinFilePages(file: File, startPage: number, npages: number, write: boolean): Step<Pfn[] | Errno> {
-  const cache = pageCacheOf(file);
-  if (cache === undefined) return EINVAL;
-  const pfns = cache.pin(startPage, npages);
+  const source = pageSourceOf(file);
+  if (source === undefined) return EINVAL;
+  const pfns = source.pin(startPage, npages);
   const { trace } = file.kernel;
   if (trace.on && !(pfns instanceof Errno)) trace.emit({ type: "mm.pin", from: file.path, npages, write });
   return pfns;

@@ -7,7 +7,8 @@
  * they are first written: a frame nobody wrote reads as zeros.
  *
  * A frame may be backed by something else (a page of another process): then
- * reads and writes go there, and there are no bytes here.
+ * reads and writes go there, and there are no bytes here. One backing may serve
+ * a whole run of frames: it is told which one is meant.
  *
  * Frames come from ranges that the machine declares. Allocation is from the
  * bottom up, then the frame that was freed last: the same calls give the same
@@ -22,14 +23,17 @@ import { ENOMEM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Kernel } from "../kernel.ts";
 
-/** What holds a frame's bytes in place of this module. `offset` and the length stay within one page. */
+/** What holds the bytes of `pfn` in place of this module. `offset` and the length stay within one page. */
 export interface FrameBacking {
   /** False when nothing answers (the owner is gone); `dst` is then unspecified. */
-  read(offset: number, dst: Uint8Array): boolean;
-  write(offset: number, src: Uint8Array): boolean;
+  read(offset: number, dst: Uint8Array, pfn: Pfn): boolean;
+  write(offset: number, src: Uint8Array, pfn: Pfn): boolean;
   /** The last reference is gone. */
-  release?(): void;
+  release?(pfn: Pfn): void;
 }
+
+/** What backs the frames [first, first + npages), which are pages [done, done + npages) of those asked for. */
+export type RunBacking = (first: Pfn, npages: number, done: number) => FrameBacking;
 
 interface FrameRange {
   readonly first: number;
@@ -130,6 +134,42 @@ export class FrameAllocator {
     return ENOMEM;
   }
 
+  /**
+   * `npages` frames with one reference each, in runs of adjacent frames as long
+   * as they are to be had: `backing` is asked once for each run, in order. All,
+   * or ENOMEM and none.
+   */
+  allocRuns(npages: number, backing: RunBacking): Pfn[] | Errno {
+    if (this.#mustFail()) return ENOMEM;
+    if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
+    // Frames that were used before go first, the last ones freed, as everywhere.
+    const used = this.#free.length >= npages || this.#total - this.#fresh < npages ? Math.min(npages, this.#free.length) : 0;
+    if (npages - used > this.#total - this.#fresh) return ENOMEM;
+    const indexes = Int32Array.from(this.#free.splice(this.#free.length - used)).sort();
+    const fresh = this.#fresh;
+    this.#fresh += npages - used;
+    this.#grow(this.#fresh);
+    const at = (k: number): number => (k < used ? (indexes[k] as number) : fresh + (k - used));
+    const out: Pfn[] = new Array(npages);
+    for (let from = 0; from < npages; ) {
+      const i = at(from);
+      const range = this.#rangeOf(i);
+      const limit = Math.min(npages, from + range.index + range.count - i);
+      let to = from + 1;
+      while (to < limit && at(to) === i + to - from) to++;
+      const first = (range.first + i - range.index) as Pfn;
+      const b = backing(first, to - from, from);
+      this.#refs.fill(1, i, i + to - from);
+      for (let k = 0; k < to - from; k++) {
+        this.#bytes[i + k] = b;
+        out[from + k] = (first + k) as Pfn;
+      }
+      from = to;
+    }
+    this.live += npages;
+    return out;
+  }
+
   /** One more reference to a live frame. */
   get(pfn: Pfn): void {
     const i = this.#liveIndex(pfn, "get");
@@ -147,7 +187,7 @@ export class FrameAllocator {
     this.#bytes[i] = undefined;
     this.live--;
     this.#free.push(i);
-    if (b !== undefined && !(b instanceof Uint8Array)) b.release?.();
+    if (b !== undefined && !(b instanceof Uint8Array)) b.release?.(pfn);
   }
 
   /** One more pin, and the reference that goes with it. */
@@ -203,7 +243,7 @@ export class FrameAllocator {
       dst.set(b.subarray(offset, offset + dst.length));
       return true;
     }
-    if (b !== undefined) return b.read(offset, dst);
+    if (b !== undefined) return b.read(offset, dst, pfn);
     if (i < 0 || (this.#refs[i] ?? 0) === 0) this.#stray(pfn, false);
     dst.fill(0);
     return true;
@@ -217,7 +257,7 @@ export class FrameAllocator {
       b.set(src, offset);
       return true;
     }
-    if (b !== undefined) return b.write(offset, src);
+    if (b !== undefined) return b.write(offset, src, pfn);
     if (i < 0 || (this.#refs[i] ?? 0) === 0) {
       // The next owner gets zeros all the same: what is broken is counted, not spread.
       this.#stray(pfn, true);
@@ -253,9 +293,12 @@ export class FrameAllocator {
   }
 
   #pfnAt(index: number): Pfn {
-    for (const r of this.#ranges) {
-      if (index < r.index + r.count) return (r.first + index - r.index) as Pfn;
-    }
+    const r = this.#rangeOf(index);
+    return (r.first + index - r.index) as Pfn;
+  }
+
+  #rangeOf(index: number): FrameRange {
+    for (const r of this.#ranges) if (index < r.index + r.count) return r;
     throw new KernelBug(`no frame of index ${index}`);
   }
 

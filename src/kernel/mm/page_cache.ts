@@ -18,7 +18,16 @@ import { FileMapping } from "./file_mapping.ts";
 export const HUGE_SHIFT = 21;
 const HUGE_PAGES = 512;
 
-export class PageCache {
+/** A file whose pages can be pinned for long. */
+export interface PageSource {
+  /**
+   * Pins `npages` pages from `start`, making those that are missing: all or
+   * none. EINVAL when the last byte lies past the end of the file; ENOMEM.
+   */
+  pin(start: number, npages: number): Pfn[] | Errno;
+}
+
+export class PageCache implements PageSource {
   readonly kernel: Kernel;
   readonly name: string;
   /** Pages of 2 MiB. */
@@ -126,10 +135,6 @@ export class PageCache {
     if (tail !== 0 && last !== undefined) this.kernel.frames.writeFrame(last, tail, new Uint8Array(PAGE_SIZE - tail));
   }
 
-  /**
-   * Pins `npages` pages from `start` for long, making those that are missing:
-   * all or none. EINVAL when the last byte lies past the end of the file.
-   */
   pin(start: number, npages: number): Pfn[] | Errno {
     if (npages <= 0 || start < 0) return EINVAL;
     if ((BigInt(start) + BigInt(npages)) * 4096n > this.size) return EINVAL;

@@ -1,3 +1,14 @@
+/** Why the bytes of a pinned page cannot be reached. */
+export type LostReason =
+  /** The process ended, or executed another program, and nothing else shows the page. */
+  | "exited"
+  /** It is not mapped there any more, and too much was unmapped at once to be kept. */
+  | "unmapped"
+  /** The file was cut before it. */
+  | "truncated"
+  /** The file can be read here, and not written: it is sealed, or its owner may only read it. */
+  | "read-only";
+
 /** Events of memory and files. `mm.<what>` and `fs.<what>`; addresses and lengths are bytes. */
 export type MmEvent =
   /** A process mapped something at [addr, addr + length). */
@@ -10,6 +21,23 @@ export type MmEvent =
   /** Pages were pinned for DMA, from an address or from a file. */
   | { readonly type: "mm.pin"; readonly from: string; readonly npages: number; readonly write: boolean }
   | { readonly type: "mm.unpin"; readonly npages: number }
+  /**
+   * A device reached for a pinned page of a real program whose bytes barlink
+   * cannot reach any more, where Linux would still hold the page. `origin` is
+   * whose page it was, `page` its number there (an address or an offset / 4096);
+   * `pinned` pages of that origin are pinned. See docs/run.md for each reason.
+   */
+  | {
+      readonly type: "mm.lost";
+      readonly origin: string;
+      readonly page: number;
+      readonly pfn: number;
+      readonly pinned: number;
+      readonly write: boolean;
+      readonly why: LostReason;
+    }
+  /** Pinned pages of a real program left its memory: barlink holds their bytes from now on, as Linux does. */
+  | { readonly type: "mm.kept"; readonly origin: string; readonly page: number; readonly npages: number; readonly why: string }
   /** Somebody reached RAM that has no owner. */
   | { readonly type: "mm.stray"; readonly pfn: number; readonly write: boolean }
   /** Pages charged to RLIMIT_MEMLOCK (negative: given back), and whether the limit allowed it. */

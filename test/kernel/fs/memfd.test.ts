@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { File } from "../../../src/kernel/fs/file.ts";
-import { memfdSeals, pageCacheOf, pinFilePages, unpinFilePages } from "../../../src/kernel/fs/memfd.ts";
+import { memfdSeals, pageSourceOf, pinFilePages, unpinFilePages } from "../../../src/kernel/fs/memfd.ts";
 import type { Process } from "../../../src/kernel/fs/process.ts";
 import type { Kernel } from "../../../src/kernel/kernel.ts";
 import type { Pfn } from "../../../src/lib/addr.ts";
@@ -244,7 +244,7 @@ describe("pinning pages of a file", () => {
     const pin = (fd: number, start: number, n: number): unknown => p.run(pinFilePages(file(fd), start, n, true));
     for (const fd of [run(p, p.sys.eventfd(0)), run(p, p.sys.open("/dev/null", O_RDWR)), run(p, p.sys.pipe())[0]]) {
       expect(pin(fd, 0, 1)).toBe(EINVAL);
-      expect(pageCacheOf(file(fd))).toBeUndefined();
+      expect(pageSourceOf(file(fd))).toBeUndefined();
     }
     const fd = memfd(2n * 4096n - 1n);
     expect(pin(fd, 0, 2)).toBe(EINVAL);

@@ -3,7 +3,7 @@ import { Kernel } from "../../../src/kernel/kernel.ts";
 import type { FrameBacking } from "../../../src/kernel/mm/frames.ts";
 import type { MmioHandler } from "../../../src/kernel/mm/phys.ts";
 import { type Pfn, physAddr, physOfPfn } from "../../../src/lib/addr.ts";
-import { ENOMEM } from "../../../src/lib/errno.ts";
+import { ENOMEM, type Errno } from "../../../src/lib/errno.ts";
 import { KernelBug } from "../../../src/lib/kernel_bug.ts";
 import { expectNothingLeaks, ok } from "../../harness.ts";
 
@@ -178,6 +178,48 @@ describe("frames", () => {
     k.frames.readFrame(other, 1, dst);
     expect(log.at(-1)).toBe("read 1");
     k.frames.put(other);
+  });
+
+  it("come in runs under one backing each", () => {
+    k.phys.addRam(physAddr(0x10_0000n), 0x6000n);
+    k.phys.addRam(physAddr(0x20_0000n), 0x4000n);
+    const runs: [number, number, number][] = [];
+    const released: Pfn[] = [];
+    const seen: [number, Pfn][] = [];
+    const take = (n: number): Pfn[] | Errno =>
+      k.frames.allocRuns(n, (first, npages, done) => {
+        runs.push([first, npages, done]);
+        return {
+          read: (o, _dst, pfn) => seen.push([o, pfn]) > 0,
+          write: () => true,
+          release: (pfn) => released.push(pfn),
+        };
+      });
+    const a = take(8) as Pfn[];
+    // A run ends where a range does.
+    expect(runs.splice(0)).toEqual([
+      [0x100, 6, 0],
+      [0x200, 2, 6],
+    ]);
+    expect(a).toEqual([0x100, 0x101, 0x102, 0x103, 0x104, 0x105, 0x200, 0x201]);
+    k.frames.readFrame(0x103 as Pfn, 5, new Uint8Array(1));
+    expect(seen).toEqual([[5, 0x103]]);
+    expect(take(3)).toBe(ENOMEM);
+    expect(k.frames.live).toBe(8);
+    for (const p of [0x104, 0x102, 0x103, 0x201]) k.frames.put(p as Pfn);
+    expect(released).toEqual([0x104, 0x102, 0x103, 0x201]);
+    // Freed frames are put in order again, and what they lack comes from the fresh ones.
+    expect(take(6)).toEqual([0x102, 0x103, 0x104, 0x201, 0x202, 0x203]);
+    expect(runs).toEqual([
+      [0x102, 3, 0],
+      [0x201, 3, 3],
+    ]);
+    expect(take(1)).toBe(ENOMEM);
+    k.frames.failAfter = 0;
+    expect(take(0)).toBe(ENOMEM);
+    k.frames.failAfter = undefined;
+    for (const p of [0x100, 0x101, 0x102, 0x103, 0x104, 0x105, 0x200, 0x201, 0x202, 0x203]) k.frames.put(p as Pfn);
+    expect(k.frames.live).toBe(0);
   });
 
   it("run out", () => {
