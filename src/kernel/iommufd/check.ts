@@ -5,34 +5,37 @@
  * buffer is mapped; I2 no area of it was filled since; I3 the tracker lists
  * exactly the pairs of area and domain, and they are mapped exactly while the
  * buffer lives; I4 references are balanced; I7 device memory is never cacheable.
+ * I7, and that a domain holds nothing beyond its areas, can be told only where
+ * the ledger of mappings was opened (`openLedger`) before anything was mapped.
  * Beside them: the trees are sound, areas and reserved ranges are disjoint and
  * aligned, pins are exactly what is covered, charges are settled.
  *
  * Run it when no operation is under way.
  */
-import { hex, PAGE_SIZE_N } from "../../lib/addr.ts";
+import { hex, PAGE_SIZE_N, U64_MAX } from "../../lib/addr.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
+import { IommuDomain } from "../iommu/domain.ts";
+import { ledgerOf, type MappingLedger } from "../iommu/ledger.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IoptArea } from "./area.ts";
-import type { IoptDomain } from "./domain.ts";
+import { IOMMU_CACHE, IOMMU_MMIO, IOMMU_READ, IOMMU_WRITE } from "./domain.ts";
 import type { IoPagetable } from "./io_pagetable.ts";
 import { IommufdIoas } from "./ioas.ts";
 import { iommufdModule } from "./module.ts";
 import type { IoptPages } from "./pages.ts";
-
-/** What the checker can ask a domain about its attributes, beyond what the table needs; undefined: cannot say. */
-export type ProtOf = (domain: IoptDomain, iova: bigint) => { readonly mmio: boolean; readonly cache: boolean } | undefined;
 
 function fail(what: string): never {
   throw new KernelBug(`iommufd invariant: ${what}`);
 }
 
 /** Every context of a kernel. Throws `KernelBug` at the first thing that does not hold. */
-export function checkInvariants(kernel: Kernel, protOf?: ProtOf): void {
+export function checkInvariants(kernel: Kernel): void {
   const m = iommufdModule(kernel);
   const iopts: IoPagetable[] = [];
   for (const ctx of m.contexts) for (const o of ctx.objects) if (o instanceof IommufdIoas) iopts.push(o.iopt);
-  checkTables(iopts, protOf);
+  const ledger = ledgerOf(kernel);
+  checkTables(iopts, ledger);
+  if (ledger !== undefined) checkKinds(kernel, ledger);
   let areas = 0;
   const pages = new Set<IoptPages>();
   for (const t of iopts) {
@@ -44,10 +47,11 @@ export function checkInvariants(kernel: Kernel, protOf?: ProtOf): void {
 }
 
 /** The same for tables that belong together: no area outside of them shares pages with theirs. */
-export function checkTables(iopts: readonly IoPagetable[], protOf?: ProtOf): void {
+export function checkTables(iopts: readonly IoPagetable[], ledger?: MappingLedger): void {
   const shown = new Map<IoptPages, { iopt: IoPagetable; area: IoptArea }[]>();
   for (const iopt of iopts) {
     checkTable(iopt);
+    if (ledger !== undefined) checkHeld(iopt, ledger);
     for (const area of iopt.areas) {
       if (area.pages === undefined) continue;
       const list = shown.get(area.pages) ?? [];
@@ -55,7 +59,7 @@ export function checkTables(iopts: readonly IoPagetable[], protOf?: ProtOf): voi
       shown.set(area.pages, list);
     }
   }
-  for (const [pages, by] of shown) checkPages(pages, by, protOf);
+  for (const [pages, by] of shown) checkPages(pages, by);
 }
 
 function checkTable(iopt: IoPagetable): void {
@@ -84,7 +88,46 @@ function checkTable(iopt: IoPagetable): void {
   }
 }
 
-function checkPages(pages: IoptPages, by: readonly { iopt: IoPagetable; area: IoptArea }[], protOf: ProtOf | undefined): void {
+/** Each domain holds its areas with the protection they ask for, whole and nothing else (I1, I3, I7). */
+function checkHeld(iopt: IoPagetable, ledger: MappingLedger): void {
+  for (const domain of iopt.domains) {
+    if (!(domain instanceof IommuDomain)) continue;
+    let held = 0n;
+    for (const area of iopt.areas) {
+      if (area.pages === undefined || area.pages.revoked) continue;
+      const prot = protAsked(area, area.pages);
+      let at = area.start;
+      for (const e of ledger.overlaps(domain.id, area.start, area.last)) {
+        if (e.start !== at || e.last > area.last) fail(`the mapping at ${hex(e.start)} is not one of the area at ${hex(area.start)}`);
+        if (e.prot !== prot) fail(`${hex(e.start)} is mapped with ${hex(BigInt(e.prot))}, not ${hex(BigInt(prot))} (I7)`);
+        at = e.last + 1n;
+      }
+      if (at !== area.last + 1n) fail(`the area at ${hex(area.start)} is mapped only up to ${hex(at)} (I3)`);
+      held += area.length;
+    }
+    for (const e of ledger.overlaps(domain.id, 0n, U64_MAX)) held -= e.last - e.start + 1n;
+    if (held !== 0n) fail("a domain maps more than its areas (I1)");
+  }
+}
+
+/** Device memory is never cacheable; memory is never mapped as a device. */
+function protAsked(area: IoptArea, pages: IoptPages): number {
+  const rw = area.prot & (IOMMU_READ | IOMMU_WRITE);
+  return pages.type === "dmabuf" ? rw | IOMMU_MMIO : rw | IOMMU_CACHE;
+}
+
+/** Whoever mapped it: what answers at the physical address decides how it must be mapped (I7). */
+function checkKinds(kernel: Kernel, ledger: MappingLedger): void {
+  for (const [domain, e] of ledger) {
+    const kind = kernel.phys.at(e.pa);
+    const mmio = (e.prot & IOMMU_MMIO) !== 0;
+    if (kind === "mmio" && (!mmio || (e.prot & IOMMU_CACHE) !== 0))
+      fail(`domain ${domain} maps device memory at ${hex(e.start)} as memory (I7)`);
+    if (kind === "ram" && mmio) fail(`domain ${domain} maps memory at ${hex(e.start)} as a device`);
+  }
+}
+
+function checkPages(pages: IoptPages, by: readonly { iopt: IoPagetable; area: IoptArea }[]): void {
   if (pages.refs !== by.length) fail(`pages have ${pages.refs} references and ${by.length} areas (I4)`);
   const inDomains = new Set(pages.areasInDomains());
   for (const { iopt, area } of by) {
@@ -92,7 +135,7 @@ function checkPages(pages: IoptPages, by: readonly { iopt: IoPagetable; area: Io
     if (area.lastIndex >= pages.npages) fail(`the area at ${hex(area.start)} reaches past its pages`);
   }
   if (inDomains.size > by.length) fail("pages list areas that are gone");
-  if (pages.type === "dmabuf") checkDmabuf(pages, by, protOf);
+  if (pages.type === "dmabuf") checkDmabuf(pages, by);
   else checkPins(pages, by);
 }
 
@@ -120,7 +163,7 @@ function checkPins(pages: IoptPages, by: readonly { iopt: IoPagetable; area: Iop
   if (pages.lastNpinned !== pages.npinned) fail("pins and charge differ");
 }
 
-function checkDmabuf(pages: IoptPages, by: readonly { iopt: IoPagetable; area: IoptArea }[], protOf: ProtOf | undefined): void {
+function checkDmabuf(pages: IoptPages, by: readonly { iopt: IoPagetable; area: IoptArea }[]): void {
   const { dmabuf } = pages;
   if (pages.npinned !== 0 || pages.accountMode !== "none") fail("a dma-buf is pinned or charged");
   if (dmabuf.attach === undefined) fail("a dma-buf's pages are not attached (I4)");
@@ -140,8 +183,6 @@ function checkDmabuf(pages: IoptPages, by: readonly { iopt: IoPagetable; area: I
         }
         if (pa !== dmabuf.phys.paddr + pages.baseByte + area.startByteAt(iova))
           fail(`${hex(iova)} does not lead to its byte of the buffer (I3)`);
-        const prot = protOf?.(d, iova);
-        if (prot !== undefined && (!prot.mmio || prot.cache)) fail(`${hex(iova)} maps device memory cacheable (I7)`);
       }
     }
   }

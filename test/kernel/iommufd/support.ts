@@ -4,6 +4,7 @@ import type { DmaBuf } from "../../../src/kernel/dma_buf/dma_buf.ts";
 import { dmaBufPut } from "../../../src/kernel/dma_buf/dma_buf.ts";
 import { exportPrivateMap } from "../../../src/kernel/dma_buf/interconnect.ts";
 import type { IommuDescription } from "../../../src/kernel/iommu/iommu.ts";
+import { openLedger } from "../../../src/kernel/iommu/ledger.ts";
 import { checkInvariants } from "../../../src/kernel/iommufd/check.ts";
 import type { IommufdCtx } from "../../../src/kernel/iommufd/ctx.ts";
 import {
@@ -56,6 +57,7 @@ export class IommufdRig extends Rig {
 
   constructor(unit: IommuDescription = { kind: "intel-legacy", snoopControl: true }) {
     super();
+    openLedger(this.kernel);
     this.kernel.iommu.addUnit(unit);
     iommufdInit(this.kernel);
     this.kernel.modules.load("vfio_pci_core");
@@ -186,7 +188,7 @@ export class IommufdRig extends Rig {
   }
 
   check(): void {
-    checkInvariants(this.kernel, (_d, _iova) => undefined);
+    checkInvariants(this.kernel);
   }
 
   close(fd: number): void {
