@@ -50,6 +50,7 @@ const bufOf = (f: File): DmaBuf => f.privateData as DmaBuf;
 
 export const dmaBufFileOps: FileOps = {
   name: "dma-buf",
+  stream: true,
 
   mmap(f, vma) {
     const dmabuf = bufOf(f);

@@ -48,6 +48,7 @@ const syncOf = (f: File): SyncFile => f.privateData as SyncFile;
 
 const syncFileOps: FileOps = {
   name: "sync_file",
+  stream: true,
 
   poll(f) {
     const s = syncOf(f);

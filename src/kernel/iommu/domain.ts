@@ -32,6 +32,8 @@ export type IommuDomainType = "unmanaged" | "dma" | "identity" | "blocked";
 /** Which driver a domain belongs to; two drivers' domains never mix. Compared by identity. */
 export interface IommuOps {
   readonly name: string;
+  /** The driver knows tables nested in one another, whether or not a unit does. */
+  readonly nests?: boolean;
 }
 
 export interface IommuGeometry {

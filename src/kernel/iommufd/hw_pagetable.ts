@@ -136,7 +136,7 @@ function* fillHwpt(hwpt: HwptPaging, idev: IommufdDevice, pasid: number, flags: 
   return undefined;
 }
 
-/** IOMMU_HWPT_ALLOC. Nested tables, which sit on another table or a vIOMMU, no unit of this kernel has: EOPNOTSUPP. */
+/** IOMMU_HWPT_ALLOC. Nested tables, which sit on another table or a vIOMMU, no unit of this kernel has. */
 export function* hwptAlloc(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptAlloc>): Step<Errno | undefined> {
   const { ctx } = ucmd;
   if (cmd.__reserved !== 0) return EOPNOTSUPP;
@@ -148,13 +148,21 @@ export function* hwptAlloc(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptAlloc>): Step
     if (pt instanceof Errno) return EINVAL;
     try {
       if (pt instanceof IommufdIoas) return yield* hwptAllocOn(ucmd, cmd, idev, pt);
-      return pt.type === "hwpt_paging" ? EOPNOTSUPP : EINVAL;
+      return pt instanceof HwptPaging ? refuseNested(cmd, idev, pt) : EINVAL;
     } finally {
       putObject(ctx, pt);
     }
   } finally {
     putObject(ctx, idev);
   }
+}
+
+/** Why no table can be nested in `parent`. That the units cannot, those whose driver knows nesting say last. */
+function refuseNested(cmd: ViewOf<typeof IommuHwptAlloc>, idev: IommufdDevice, parent: HwptPaging): Errno {
+  const { unit } = idev.group.group;
+  const flags = IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
+  if ((cmd.flags & ~flags) !== 0 || cmd.data_len === 0 || unit.ops.nests !== true) return EOPNOTSUPP;
+  return parent.autoDomain || !parent.nestParent || parent.domain.owner !== unit.ops ? EINVAL : EOPNOTSUPP;
 }
 
 function* hwptAllocOn(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptAlloc>, idev: IommufdDevice, ioas: IommufdIoas): Step<Errno | undefined> {

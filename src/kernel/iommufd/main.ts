@@ -14,7 +14,7 @@
  *
  * Source: drivers/iommu/iommufd/main.c.
  */
-import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
+import { E2BIG, EFAULT, EINVAL, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   IOMMU_DESTROY,
@@ -64,10 +64,12 @@ import {
   IommuVfioIoas,
   IommuViommuAlloc,
 } from "../../uapi/iommufd.ts";
+import { PROT_EXEC } from "../../uapi/mman.ts";
 import type { AnyStruct, StructView } from "../../uapi/struct.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import type { Kernel } from "../kernel.ts";
 import { checkZeroedUser, copyFromUser, getUserU32 } from "../mm/user_memory.ts";
+import type { Vma } from "../mm/vma.ts";
 import { changeProcess } from "./change_process.ts";
 import { IommufdCtx } from "./ctx.ts";
 import { getHwInfo } from "./device.ts";
@@ -164,7 +166,13 @@ function* release(f: File): Step<void> {
   iommufdModule(ctx.kernel).contexts.delete(ctx);
 }
 
-const fileOps: FileOps = { name: "iommufd", ioctl, release };
+/** For register pages of hardware queues, which no unit of this kernel has: there is nothing to map. */
+function mmap(_f: File, vma: Vma): Errno {
+  if (!vma.shared) return EINVAL;
+  return (vma.prot & PROT_EXEC) !== 0 ? EPERM : ENXIO;
+}
+
+const fileOps: FileOps = { name: "iommufd", ioctl, mmap, release };
 
 /** Loads the module: `/dev/iommu` appears. */
 export function iommufdInit(kernel: Kernel): void {

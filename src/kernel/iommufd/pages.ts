@@ -234,13 +234,12 @@ export class IoptPages {
     this.#pins ??= new Pins(this.npages);
     const pins = this.#pins;
     for (let i = first; i <= last; ) {
-      if (pins.at(i) !== undefined) {
+      const n = pins.unpinnedFrom(i, last);
+      if (n === 0) {
         i++;
         continue;
       }
-      let end = i;
-      while (end < last && pins.at(end + 1) === undefined) end++;
-      const pfns = yield* this.#pinOrigin(i, end - i + 1);
+      const pfns = yield* this.#pinOrigin(i, n);
       if (pfns instanceof Errno) return pfns;
       for (const pfn of pfns) pins.set(i++, pfn);
     }

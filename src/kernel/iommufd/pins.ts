@@ -46,6 +46,19 @@ export class Pins {
     return pfn === undefined || pfn < 0 ? undefined : (pfn as Pfn);
   }
 
+  /** How many pages from `first` on, none after `last`, are not pinned. A table of holes is passed over chunk by chunk. */
+  unpinnedFrom(first: number, last: number): number {
+    if (this.npinned === 0) return last - first + 1;
+    for (let i = first; i <= last; ) {
+      const n = Math.floor(i / CHUNK);
+      const end = Math.min(last, n * CHUNK + CHUNK - 1);
+      const chunk = this.#chunks.get(n);
+      if (chunk !== undefined) for (let k = i; k <= end; k++) if ((chunk[k % CHUNK] as number) >= 0) return k - first;
+      i = end + 1;
+    }
+    return last - first + 1;
+  }
+
   set(index: number, pfn: Pfn): void {
     const n = Math.floor(index / CHUNK);
     let chunk = this.#chunks.get(n);
@@ -61,6 +74,7 @@ export class Pins {
   /** Forgets [first, last], where some pages may not be pinned; the frames that were. */
   take(first: number, last: number): Pfn[] {
     const out: Pfn[] = [];
+    if (this.npinned === 0) return out;
     for (let i = first; i <= last; ) {
       const n = Math.floor(i / CHUNK);
       const end = Math.min(last, n * CHUNK + CHUNK - 1);
