@@ -57,8 +57,12 @@ export function run(args: readonly string[]): number {
   const expected = new Map<string, Answer[]>();
   let answers: Answer[] = [];
   for (const r of recorded) {
-    if ("asked" in r) answers.push(r as Answer);
-    else expected.set((r as { section: string }).section, (answers = []));
+    if ("asked" in r) {
+      answers.push(r as Answer);
+    } else {
+      answers = [];
+      expected.set((r as { section: string }).section, answers);
+    }
   }
   const known = knownDifferences("hostile");
   const tallies = new Map<string, Tally>();
@@ -99,13 +103,17 @@ function report(tallies: ReadonlyMap<string, Tally>, lines: readonly string[]): 
   const total: Tally = { agree: 0, differ: 0, known: 0, missing: 0 };
   const row = (name: string, t: Tally): string =>
     `${name.padEnd(20)}${String(t.agree).padStart(7)}${String(t.differ).padStart(8)}${String(t.known).padStart(12)}${String(t.missing).padStart(13)}\n`;
-  process.stdout.write(`${"section".padEnd(20)}${"agree".padStart(7)}${"differ".padStart(8)}${"documented".padStart(12)}${"not covered".padStart(13)}\n`);
+  process.stdout.write(
+    `${"section".padEnd(20)}${"agree".padStart(7)}${"differ".padStart(8)}${"documented".padStart(12)}${"not covered".padStart(13)}\n`,
+  );
   for (const [name, t] of tallies) {
     process.stdout.write(row(name, t));
     for (const k of ["agree", "differ", "known", "missing"] as const) total[k] += t[k];
   }
   process.stdout.write(row("total", total));
   const covered = total.agree + total.differ + total.known;
-  process.stdout.write(`hostile: ${covered} of ${covered + total.missing} calls asked on Linux, ${total.agree} agree, ${total.known} differ as documented\n`);
+  process.stdout.write(
+    `hostile: ${covered} of ${covered + total.missing} calls asked on Linux, ${total.agree} agree, ${total.known} differ as documented\n`,
+  );
   for (const l of lines) process.stdout.write(`${l}\n`);
 }

@@ -23,6 +23,8 @@ const FILL = 0xa5;
 
 const DEVICES: Readonly<Record<string, string>> = { "@edu": "0000:01:00.0", "@ivshmem": "0000:02:00.0", "@nvme": "0000:03:00.0" };
 const STANDARD_STREAMS = 3;
+/** Time that passes from one call to the next, ns. */
+const BETWEEN_CALLS = 1_000_000;
 
 type Words = ReadonlyMap<string, string>;
 type Result = number | bigint | Errno | undefined;
@@ -39,12 +41,14 @@ function need(words: Words, name: string): string {
 
 /** One process, from `section` to the next. */
 class Runner {
+  readonly #host: EmbeddedHost;
   readonly #os: EmbeddedTransport;
   readonly #base: bigint;
   readonly #names = new Map<string, number>();
   #before: Uint8Array = new Uint8Array(ARENA);
 
   constructor(host: EmbeddedHost, name: string) {
+    this.#host = host;
     this.#os = host.newProgram(name).os;
     for (let i = 0; i < STANDARD_STREAMS; i++) this.#os.open("/dev/null", u.O_RDWR);
     this.#base = this.#os.mmapAnonymous(ARENA + 3 * PAGE + BIG).address;
@@ -64,6 +68,8 @@ class Runner {
     const at = words.has("at") ? this.#lay(words) : undefined;
     const extra: Record<string, unknown> = {};
     const result = this.#call(op, words, at ?? 0n, extra);
+    // A device that may fall asleep does so before the next call comes.
+    this.#host.advance(BETWEEN_CALLS);
     const failed = result instanceof Errno;
     const ret = failed ? -1 : Number(result ?? 0);
     const changed = at === undefined ? {} : { changed: this.#changed() };

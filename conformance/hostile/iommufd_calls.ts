@@ -1,6 +1,7 @@
 /** Hostile calls of /dev/iommu. Each section has its own context; most have a device attached. */
-import * as u from "../../src/uapi/index.ts";
+
 import type { AnyStruct } from "../../src/uapi/index.ts";
+import * as u from "../../src/uapi/index.ts";
 import { type Members, type Options, type Program, u64s } from "./program.ts";
 
 const U64 = 0xffff_ffff_ffff_ffffn;
@@ -93,7 +94,11 @@ function ranges(p: Program): void {
   context(p, "allow-iovas", true);
   const list = (...r: bigint[]): Options => ({ memory: { [LIST]: u64s(...r) } });
   const allow = asker(p, "IOMMU_IOAS_ALLOW_IOVAS", u.IommuIoasAllowIovas, { ioas_id: "$ioas", num_iovas: 1, allowed_iovas: LIST_AT });
-  p.shapes("$ifd", "IOMMU_IOAS_ALLOW_IOVAS", u.IommuIoasAllowIovas, u.IommuIoasAllowIovas.size, { ioas_id: "$ioas", num_iovas: 1, allowed_iovas: LIST_AT });
+  p.shapes("$ifd", "IOMMU_IOAS_ALLOW_IOVAS", u.IommuIoasAllowIovas, u.IommuIoasAllowIovas.size, {
+    ioas_id: "$ioas",
+    num_iovas: 1,
+    allowed_iovas: LIST_AT,
+  });
   wrongIds(allow, "ioas_id", ["$hwpt", "$devid"]);
   allow("reserved not zero", { __reserved: 1 }, list(0n, 0xfffn));
   allow("start above last", {}, list(0x2000n, 0x1000n));
@@ -306,7 +311,11 @@ function unmapAndCopy(p: Program): void {
 
 function options(p: Program): void {
   context(p, "option", true);
-  const ask = asker(p, "IOMMU_OPTION", u.IommuOption, { option_id: u.IOMMU_OPTION_HUGE_PAGES, op: u.IOMMU_OPTION_OP_GET, object_id: "$ioas" });
+  const ask = asker(p, "IOMMU_OPTION", u.IommuOption, {
+    option_id: u.IOMMU_OPTION_HUGE_PAGES,
+    op: u.IOMMU_OPTION_OP_GET,
+    object_id: "$ioas",
+  });
   p.shapes("$ifd", "IOMMU_OPTION", u.IommuOption, u.IommuOption.size, { option_id: 1, op: 1, object_id: "$ioas" });
   wrongIds(ask, "object_id", ["$hwpt", "$devid"]);
   ask("option 2", { option_id: 2 });
@@ -369,7 +378,11 @@ function hwpt(p: Program): void {
 
   context(p, "hw-info", true);
   const info = asker(p, "IOMMU_GET_HW_INFO", u.IommuHwInfo, { dev_id: "$devid", data_len: 24, data_uptr: LIST_AT });
-  p.shapes("$ifd", "IOMMU_GET_HW_INFO", u.IommuHwInfo, u.IommuHwInfo.endOf("__reserved"), { dev_id: "$devid", data_len: 24, data_uptr: LIST_AT });
+  p.shapes("$ifd", "IOMMU_GET_HW_INFO", u.IommuHwInfo, u.IommuHwInfo.endOf("__reserved"), {
+    dev_id: "$devid",
+    data_len: 24,
+    data_uptr: LIST_AT,
+  });
   wrongIds(info, "dev_id", ["$ioas", "$hwpt"]);
   info("unknown flag", { flags: 2 });
   info("unknown flag, device unknown", { flags: 2, dev_id: GHOST });
@@ -392,7 +405,10 @@ function hwpt(p: Program): void {
 
   context(p, "dirty", true);
   const set = asker(p, "IOMMU_HWPT_SET_DIRTY_TRACKING", u.IommuHwptSetDirtyTracking, { hwpt_id: "$hwpt", flags: 1 });
-  p.shapes("$ifd", "IOMMU_HWPT_SET_DIRTY_TRACKING", u.IommuHwptSetDirtyTracking, u.IommuHwptSetDirtyTracking.endOf("__reserved"), { hwpt_id: "$hwpt", flags: 1 });
+  p.shapes("$ifd", "IOMMU_HWPT_SET_DIRTY_TRACKING", u.IommuHwptSetDirtyTracking, u.IommuHwptSetDirtyTracking.endOf("__reserved"), {
+    hwpt_id: "$hwpt",
+    flags: 1,
+  });
   wrongIds(set, "hwpt_id", ["$ioas", "$devid"]);
   set("unknown flag", { flags: 2 });
   set("unknown flag, id unknown", { flags: 2, hwpt_id: GHOST });

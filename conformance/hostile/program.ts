@@ -5,8 +5,9 @@
  * Structures are given by their members. A string is a number kept earlier
  * (`$ioas`) in a 32-bit member, or a place in memory (`arena+4096`) in a 64-bit one.
  */
-import * as u from "../../src/uapi/index.ts";
+
 import type { AnyStruct } from "../../src/uapi/index.ts";
+import * as u from "../../src/uapi/index.ts";
 
 export type Members = Readonly<Record<string, number | bigint | string>>;
 
@@ -113,8 +114,16 @@ export class Program {
     shape("8 more, not zero", { [size]: struct.size + 8 }, { tail: "0000000000000001" });
     shape("size of 5000, first byte after the known not zero", { [size]: 5000 }, { tail: "01" });
     shape("8 more, unreadable", { [size]: struct.size + 8 }, { at: `guard-${struct.size}` });
-    shape("16 more, not zero before the unreadable", { [size]: struct.size + 16 }, { at: `guard-${struct.size + 8}`, tail: "0000010000000000" });
-    shape("16 more, zero before the unreadable", { [size]: struct.size + 16 }, { at: `guard-${struct.size + 8}`, tail: "0000000000000000" });
+    shape(
+      "16 more, not zero before the unreadable",
+      { [size]: struct.size + 16 },
+      { at: `guard-${struct.size + 8}`, tail: "0000010000000000" },
+    );
+    shape(
+      "16 more, zero before the unreadable",
+      { [size]: struct.size + 16 },
+      { at: `guard-${struct.size + 8}`, tail: "0000000000000000" },
+    );
     shape("size ~0, zero up to the unreadable", { [size]: 0xffff_ffff }, { at: `guard-${struct.size}` });
   }
 

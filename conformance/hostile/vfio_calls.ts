@@ -1,6 +1,7 @@
 /** Hostile calls of a VFIO device's node. Each section opens it anew. */
-import * as u from "../../src/uapi/index.ts";
+
 import type { AnyStruct } from "../../src/uapi/index.ts";
+import * as u from "../../src/uapi/index.ts";
 import { type Members, type Options, type Program, u32s, u64s } from "./program.ts";
 
 const U64 = 0xffff_ffff_ffff_ffffn;
@@ -72,7 +73,11 @@ function binding(p: Program): void {
   bind("a token, null", { flags: u.VFIO_DEVICE_BIND_FLAG_TOKEN });
   bind("a token, unreadable", { flags: u.VFIO_DEVICE_BIND_FLAG_TOKEN, token_uuid_ptr: "guard-15" });
   bind("a token of a device that has none", { flags: u.VFIO_DEVICE_BIND_FLAG_TOKEN, token_uuid_ptr: "arena+4096" });
-  bind("a token of a device that has none, iommufd closed", { flags: u.VFIO_DEVICE_BIND_FLAG_TOKEN, token_uuid_ptr: "arena+4096", iommufd: 200 });
+  bind("a token of a device that has none, iommufd closed", {
+    flags: u.VFIO_DEVICE_BIND_FLAG_TOKEN,
+    token_uuid_ptr: "arena+4096",
+    iommufd: 200,
+  });
   bind("an answer that cannot be written", {}, { at: "ro" });
   bind("8 more, zero, without the token's flag", { argsz: 32, token_uuid_ptr: U64 }, { tail: "0000000000000000", save: "$devid@12" });
   bind("again");
@@ -82,9 +87,15 @@ function binding(p: Program): void {
   p.ioctl("$second", "VFIO_DEVICE_BIND_IOMMUFD", u.VfioDeviceBindIommufd, "a second open", { argsz: 24, iommufd: "$ifd" });
   p.ioctl("$second", "VFIO_DEVICE_GET_INFO", u.VfioDeviceInfo, "by the second open", { argsz: 24 });
   p.open("/dev/iommu", "$another");
-  p.ioctl("$second", "VFIO_DEVICE_BIND_IOMMUFD", u.VfioDeviceBindIommufd, "a second open, another context", { argsz: 24, iommufd: "$another" });
+  p.ioctl("$second", "VFIO_DEVICE_BIND_IOMMUFD", u.VfioDeviceBindIommufd, "a second open, another context", {
+    argsz: 24,
+    iommufd: "$another",
+  });
   p.close("$dev", "the first");
-  p.ioctl("$second", "VFIO_DEVICE_BIND_IOMMUFD", u.VfioDeviceBindIommufd, "a second open after the first is closed", { argsz: 24, iommufd: "$ifd" });
+  p.ioctl("$second", "VFIO_DEVICE_BIND_IOMMUFD", u.VfioDeviceBindIommufd, "a second open after the first is closed", {
+    argsz: 24,
+    iommufd: "$ifd",
+  });
 }
 
 function attaching(p: Program): void {
@@ -224,7 +235,11 @@ function interrupts(p: Program): void {
   bound(p, "ioeventfd", "ivshmem");
   p.call("eventfd", "an eventfd", { save: "$event" });
   const io = asker(p, "VFIO_DEVICE_IOEVENTFD", u.VfioDeviceIoeventfd, { flags: u.VFIO_DEVICE_IOEVENTFD_32, fd: "$event" });
-  p.shapes("$dev", "VFIO_DEVICE_IOEVENTFD", u.VfioDeviceIoeventfd, u.VfioDeviceIoeventfd.endOf("fd"), { flags: 4, fd: "$event", offset: 4096n });
+  p.shapes("$dev", "VFIO_DEVICE_IOEVENTFD", u.VfioDeviceIoeventfd, u.VfioDeviceIoeventfd.endOf("fd"), {
+    flags: 4,
+    fd: "$event",
+    offset: 4096n,
+  });
   io("fd -2", { fd: -2 });
   io("fd closed", { fd: 200 });
   io("no width", { flags: 0 });
@@ -318,7 +333,12 @@ function exports(p: Program): void {
   const least = head + fixed;
   const range = u64s(0n, 0x1000n);
   /** region, open_flags, flags, nr_ranges and the ranges. */
-  const ask = (what: string, m: { region?: number; open?: number; flags?: number; nr?: number; argsz?: number; feature?: number }, ranges = range, o: Options = {}): void => {
+  const ask = (
+    what: string,
+    m: { region?: number; open?: number; flags?: number; nr?: number; argsz?: number; feature?: number },
+    ranges = range,
+    o: Options = {},
+  ): void => {
     const tail = u32s(m.region ?? 2, m.open ?? u.O_CLOEXEC, m.flags ?? 0, m.nr ?? 1) + ranges;
     const argsz = m.argsz ?? head + tail.length / 2;
     p.ioctl("$dev", "VFIO_DEVICE_FEATURE", u.VfioDeviceFeature, what, { argsz, flags: m.feature ?? GET | 11 }, { tail, ...o });
@@ -362,7 +382,10 @@ function exports(p: Program): void {
   ask("probe, unreadable", { feature: PROBE | GET | 11 }, "", { at: `guard-${least}` });
   ask("the most ranges", { nr: MOST_RANGES, argsz: least }, "", { at: "big", repeat: `${MOST_RANGES}:${range}` });
   ask("one more", { nr: MOST_RANGES + 1, argsz: least }, "", { at: "big", repeat: `${MOST_RANGES + 1}:${range}` });
-  ask("one more, past the end", { nr: MOST_RANGES + 1, argsz: least }, "", { at: "big", repeat: `${MOST_RANGES + 1}:${u64s(0x200_0000n, 0x1000n)}` });
+  ask("one more, past the end", { nr: MOST_RANGES + 1, argsz: least }, "", {
+    at: "big",
+    repeat: `${MOST_RANGES + 1}:${u64s(0x200_0000n, 0x1000n)}`,
+  });
   ask("two ranges", { nr: 2 }, u64s(0n, 0x1000n, 0x2000n, 0x1000n), { save: "$two" });
   ask("open_flags ~0", { open: U32 }, range, { save: "$odd" });
   ask("one range", {}, range, { save: "$buf" });
