@@ -14,7 +14,7 @@ import { vfioPciIoctlIoeventfd } from "./ioeventfd.ts";
 import { vfioPciCorePmEntry, vfioPciCorePmEntryWithWakeup, vfioPciCorePmExit } from "./low_power.ts";
 import { vfioPciFeatureToken } from "./vf_token.ts";
 import { vfioPciConfigRw } from "./vfio_pci_config.ts";
-import { PCI_D0, REGION_MASK, REGION_SHIFT, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
+import { NO_MSIX_BAR, PCI_D0, REGION_MASK, REGION_SHIFT, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
 import { vfioPciCoreFeatureDmaBuf, vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
 import { vfioPciIrqCount, vfioPciSetIrqs } from "./vfio_pci_intrs.ts";
 import { vfioPciBarRw } from "./vfio_pci_rdwr.ts";
@@ -118,7 +118,7 @@ function getIrqInfo(vdev: VfioPciCoreDevice, arg: bigint): number | Errno {
   info.count = vfioPciIrqCount(vdev, info.index);
   if (info.index === V.VFIO_PCI_INTX_IRQ_INDEX) info.flags |= V.VFIO_IRQ_INFO_MASKABLE | V.VFIO_IRQ_INFO_AUTOMASKED;
   // MSI-X vectors can be added one by one while others are in use.
-  else if (info.index !== V.VFIO_PCI_MSIX_IRQ_INDEX) info.flags |= V.VFIO_IRQ_INFO_NORESIZE;
+  else if (info.index !== V.VFIO_PCI_MSIX_IRQ_INDEX || vdev.msixBar === NO_MSIX_BAR) info.flags |= V.VFIO_IRQ_INFO_NORESIZE;
   return copyToUser(vdev.kernel, arg, info.bytes) !== 0 ? EFAULT : 0;
 }
 
