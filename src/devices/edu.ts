@@ -58,7 +58,20 @@ const DESCRIPTION: PciFunctionDescription = {
   subsystemDevice: QEMU_SUBSYSTEM_DEVICE,
   class: EDU_CLASS,
   revision: EDU_REVISION,
-  bars: [{ index: 0, size: EDU_BAR_SIZE, kind: "mem32" }],
+  bars: [
+    {
+      index: 0,
+      size: EDU_BAR_SIZE,
+      kind: "mem32",
+      registers: {
+        ranges: [
+          { offset: 0, length: EDU_DMA_SRC, width: 4 },
+          { offset: EDU_DMA_SRC, length: EDU_DMA_CMD + 8 - EDU_DMA_SRC, width: 8 },
+        ],
+        elsewhere: 0xff,
+      },
+    },
+  ],
   interruptPin: 1,
   capabilities: { msi: { vectors: 1, address64: true, at: 0x40 } },
 };

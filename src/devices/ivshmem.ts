@@ -75,6 +75,10 @@ export class Ivshmem extends PciModel {
     return status;
   }
 
+  override barPeek(_bar: number, offset: number, _size: number): bigint {
+    return offset === IVSHMEM_INTR_MASK ? this.#mask : offset === IVSHMEM_INTR_STATUS ? this.#status : 0n;
+  }
+
   override barWrite(_bar: number, offset: number, _size: number, value: bigint): void {
     if (offset === IVSHMEM_INTR_MASK) this.#mask = value;
     else if (offset === IVSHMEM_INTR_STATUS) this.#status = value;

@@ -10,7 +10,14 @@
  *
  * Source: NVM Express Base Specification 1.4c, 3.1, 4.8, 7.3.
  */
-import { type BarMemory, type PciFunctionDescription, PciModel, type ResetKind, SparseMemory } from "../kernel/pci/pci_model.ts";
+import {
+  type BarMemory,
+  type PciFunctionDescription,
+  PciModel,
+  type RegisterMap,
+  type ResetKind,
+  SparseMemory,
+} from "../kernel/pci/pci_model.ts";
 import { QEMU_SUBSYSTEM_DEVICE, QEMU_SUBSYSTEM_VENDOR } from "./spec/edu.ts";
 import {
   NVME_ACQ,
@@ -66,6 +73,15 @@ export interface NvmeOptions {
   readonly busResetFails?: boolean;
 }
 
+/** The controller's, and those of the persistent memory region; no doorbell does anything. */
+const REGISTERS: RegisterMap = {
+  ranges: [
+    { offset: 0, length: NVME_CMBMSC + 8, width: 4 },
+    { offset: NVME_PMRCAP, length: NVME_PMRMSCU + 4 - NVME_PMRCAP, width: 4 },
+  ],
+  elsewhere: 0,
+};
+
 const descriptions: Map<string, PciFunctionDescription> = new Map();
 
 function describe(cmb: bigint, pmr: bigint, busResetFails: boolean): PciFunctionDescription {
@@ -85,7 +101,7 @@ function describe(cmb: bigint, pmr: bigint, busResetFails: boolean): PciFunction
     class: NVME_CLASS,
     revision: NVME_REVISION,
     bars: [
-      { index: 0, size: NVME_REGISTERS_SIZE, kind: "mem64" },
+      { index: 0, size: NVME_REGISTERS_SIZE, kind: "mem64", registers: REGISTERS },
       ...(bad("controller memory buffer", cmb, 0x10_0000n)
         ? [{ index: NVME_CMB_BAR, size: cmb, kind: "mem64", prefetch: true } as const]
         : []),

@@ -25,6 +25,9 @@ import {
   TESTDEV_WIDTH,
 } from "./spec/pci_testdev.ts";
 
+/** Where the counted access goes: past the header. */
+const TARGET = 0x7f;
+
 const DESCRIPTION: PciFunctionDescription = {
   name: "pci-testdev",
   vendor: TESTDEV_VENDOR,
@@ -33,7 +36,7 @@ const DESCRIPTION: PciFunctionDescription = {
   subsystemDevice: QEMU_SUBSYSTEM_DEVICE,
   class: TESTDEV_CLASS,
   bars: [
-    { index: 0, size: TESTDEV_BAR_SIZE, kind: "mem32" },
+    { index: 0, size: TESTDEV_BAR_SIZE, kind: "mem32", registers: { ranges: [{ offset: 0, length: TARGET + 1, width: 1 }], elsewhere: 0 } },
     { index: 1, size: TESTDEV_PORT_SIZE, kind: "io" },
   ],
 };
@@ -43,9 +46,6 @@ const TESTS: readonly (readonly string[])[] = [
   ["mmio-no-eventfd", "mmio-wildcard-eventfd", "mmio-datamatch-eventfd"],
   ["portio-no-eventfd", "portio-wildcard-eventfd", "portio-datamatch-eventfd"],
 ];
-
-/** Where the counted access goes: past the header. */
-const TARGET = 0x7f;
 
 export class PciTestdev extends PciModel {
   override readonly description: PciFunctionDescription = DESCRIPTION;

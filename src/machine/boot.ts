@@ -11,7 +11,7 @@ import { udmabufInit } from "../kernel/dma_buf/udmabuf.ts";
 import { iommufdInit } from "../kernel/iommufd/main.ts";
 import { Kernel } from "../kernel/kernel.ts";
 import type { PciDev } from "../kernel/pci/pci_dev.ts";
-import { vfioInit, vfioPciInit } from "../kernel/vfio/pci/vfio_pci.ts";
+import { type VfioPciParams, vfioInit, vfioPciInit } from "../kernel/vfio/pci/vfio_pci.ts";
 import { physAddr } from "../lib/addr.ts";
 import { Errno } from "../lib/errno.ts";
 import type { Step } from "../sched/task.ts";
@@ -24,6 +24,8 @@ export interface BootOptions {
   readonly models?: ModelRegistry;
   /** Called with the kernel before anything is built on it: to listen from the first event on. */
   readonly onKernel?: (kernel: Kernel) => void;
+  /** Parameters of the module vfio-pci. */
+  readonly vfioPci?: VfioPciParams;
 }
 
 /** RAM below this address; the rest goes above 4 GiB, past the window of 32-bit BARs. */
@@ -41,7 +43,7 @@ export function boot(machine: MachineDescription, options: BootOptions = {}): Ke
   addMemory(kernel, machine.memory === undefined ? DEFAULT_MEMORY : parseSize(machine.memory));
   if (machine.iommu !== null) kernel.iommu.addUnit(machine.iommu);
   kernel.pci.build(plan.topology);
-  loadModules(kernel, machine);
+  loadModules(kernel, machine, options);
   const thread = kernel.sched.thread("boot");
   kernel.sched.execute(thread, bindDrivers(kernel, machine, plan));
   return kernel;
@@ -53,14 +55,14 @@ function addMemory(kernel: Kernel, size: bigint): void {
   if (size > low) kernel.phys.addRam(physAddr(HIGH_RAM_BASE), size - low);
 }
 
-function loadModules(kernel: Kernel, machine: MachineDescription): void {
+function loadModules(kernel: Kernel, machine: MachineDescription, options: BootOptions): void {
   const modules = new Set<string>(machine.modules ?? MODULES);
   if (modules.has("udmabuf")) udmabufInit(kernel);
   if (modules.has("system-heap")) systemHeapInit(kernel);
   if (modules.has("iommufd")) iommufdInit(kernel);
   if (modules.has("vfio-pci")) {
     vfioInit(kernel);
-    vfioPciInit(kernel, { enableSriov: true });
+    vfioPciInit(kernel, { enableSriov: true, ...options.vfioPci });
   }
 }
 

@@ -86,6 +86,8 @@ export class PciFunction {
   /** `#bytes` is the plan's and must be copied before a write. */
   #shared = true;
   readonly #bars: FunctionBars;
+  /** Told after anything that may have changed what the BARs show, other than writes to plain memory. */
+  onActivity: (() => void) | undefined = undefined;
   /** VF: where its BARs are, from the PF's SR-IOV capability. */
   readonly #vfBars: readonly bigint[] | undefined;
 
@@ -271,6 +273,12 @@ export class PciFunction {
   /** Enters its BARs into the physical address space, or takes them out, as its registers now say. */
   updateDecode(): void {
     this.#bars.update(!this.gone && this.power === 0 && this.memoryEnabled);
+    this.activity();
+  }
+
+  /** Its model did something, or what answers of it changed. */
+  activity(): void {
+    this.onActivity?.();
   }
 
   /** The memory BAR that decodes `addr`, or -1. */
@@ -281,6 +289,11 @@ export class PciFunction {
   /** False, and all ones, when the BAR is not decoded. Throws RangeError outside of it. */
   barRead(bar: number, offset: number, dst: Uint8Array): boolean {
     return this.#bars.read(bar, offset, dst);
+  }
+
+  /** What reads of `width` bytes would give, with none of their effects. Throws RangeError outside of the BAR. */
+  barPeek(bar: number, offset: number, dst: Uint8Array, width: number): void {
+    this.#bars.peek(bar, offset, dst, width);
   }
 
   /** False: nobody took it. Throws RangeError outside of the BAR. */
@@ -360,6 +373,7 @@ export class PciFunction {
     this.updateDecode();
     this.port.resetPending();
     this.model.reset(kind);
+    this.activity();
     if (had) for (const vf of this.vfs) vf.reset(kind === "bus" ? "bus" : "flr");
   }
 

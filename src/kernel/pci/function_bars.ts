@@ -13,7 +13,7 @@ import { physAddr } from "../../lib/addr.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { MmioHandler, MmioRegion } from "../mm/phys.ts";
 import type { PciFunction } from "./function.ts";
-import type { PciBarDescription } from "./pci_model.ts";
+import { type PciBarDescription, PciModel } from "./pci_model.ts";
 
 export class FunctionBars {
   readonly #fn: PciFunction;
@@ -71,8 +71,31 @@ export class FunctionBars {
     if (msix?.touches(bar, offset, dst.length) === true) {
       pieces(offset, dst.length, 8, (o, n, at) => put(dst, at, n, msix.read(bar, o, n) ?? this.#readPiece(bar, o, n)));
     } else if (memory !== undefined) memory.read(offset, dst);
-    else pieces(offset, dst.length, d.accessSize ?? 8, (o, n, at) => put(dst, at, n, model.barRead(bar, o, n)));
+    else {
+      pieces(offset, dst.length, d.accessSize ?? 8, (o, n, at) => put(dst, at, n, model.barRead(bar, o, n)));
+      // Only a model that can be peeked at otherwise has reads with effects.
+      if (model.barPeek !== PciModel.prototype.barPeek) fn.activity();
+    }
     return true;
+  }
+
+  /** What a read in pieces of `width` bytes would give, with no effect. All ones when nobody answers. */
+  peek(bar: number, offset: number, dst: Uint8Array, width: number): void {
+    const fn = this.#fn;
+    this.#check(bar, offset, dst.length);
+    if (!fn.barAnswers(bar)) {
+      dst.fill(0xff);
+      return;
+    }
+    const { msix, model } = fn;
+    const memory = model.barMemory(bar);
+    if (memory !== undefined) memory.read(offset, dst);
+    else pieces(offset, dst.length, width, (o, n, at) => put(dst, at, n, model.barPeek(bar, o, n)));
+    if (msix?.touches(bar, offset, dst.length) !== true) return;
+    pieces(offset, dst.length, 8, (o, n, at) => {
+      const v = msix.touches(bar, o, n) ? msix.read(bar, o, n) : undefined;
+      if (v !== undefined) put(dst, at, n, v);
+    });
   }
 
   write(bar: number, offset: number, src: Uint8Array): boolean {
@@ -85,8 +108,11 @@ export class FunctionBars {
       pieces(offset, src.length, 8, (o, n, at) => {
         if (!msix.write(bar, o, n, get(src, at, n))) this.#writePiece(bar, o, src.subarray(at, at + n));
       });
-    } else if (memory !== undefined) memory.write(offset, src);
-    else pieces(offset, src.length, d.accessSize ?? 8, (o, n, at) => model.barWrite(bar, o, n, get(src, at, n)));
+    } else if (memory !== undefined) {
+      memory.write(offset, src);
+      return true;
+    } else pieces(offset, src.length, d.accessSize ?? 8, (o, n, at) => model.barWrite(bar, o, n, get(src, at, n)));
+    fn.activity();
     return true;
   }
 

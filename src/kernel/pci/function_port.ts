@@ -49,7 +49,10 @@ export class FunctionPort implements PciPort {
   }
 
   delay(ns: number, fn: () => void): Timer {
-    return this.#fn.kernel.sched.timer(ns, fn);
+    return this.#fn.kernel.sched.timer(ns, () => {
+      fn();
+      this.#fn.activity();
+    });
   }
 
   raiseIntx(): void {

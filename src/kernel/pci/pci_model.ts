@@ -18,6 +18,22 @@ export type AcsFlag = "SV" | "TB" | "RR" | "CR" | "UF" | "EC" | "DT";
 
 export type BarKind = "mem32" | "mem64" | "io";
 
+/** Registers of one width. */
+export interface RegisterRange {
+  readonly offset: number;
+  readonly length: number;
+  /** Bytes of each register: 1, 2, 4 or 8; `offset` and `length` are multiples. */
+  readonly width: 1 | 2 | 4 | 8;
+}
+
+/** The registers of a BAR. */
+export interface RegisterMap {
+  /** Ascending. */
+  readonly ranges: readonly RegisterRange[];
+  /** What each byte outside of them reads, always; a write there does nothing. */
+  readonly elsewhere: 0 | 0xff;
+}
+
 export interface PciBarDescription {
   /** 0 … 5; a mem64 BAR takes the next index as well. */
   readonly index: number;
@@ -27,6 +43,12 @@ export interface PciBarDescription {
   readonly prefetch?: boolean;
   /** Largest access handed to `barRead`/`barWrite` at once, 1, 2, 4 or 8 bytes; 8 when absent. */
   readonly accessSize?: 1 | 2 | 4 | 8;
+  /**
+   * Where its registers are. A program that maps the BAR for real makes no
+   * accesses that could be seen: its stores are found by looking there. Absent:
+   * registers of 4 bytes (or `accessSize` if less) may be anywhere.
+   */
+  readonly registers?: RegisterMap;
 }
 
 /**
@@ -127,6 +149,22 @@ export interface PciFunctionDescription {
 export interface BarMemory {
   read(offset: number, dst: Uint8Array): void;
   write(offset: number, src: Uint8Array): void;
+  /**
+   * From now on the bytes are kept in `store`, which is all zeros and to which
+   * those that are here move; undefined: here again. Absent: the memory cannot
+   * be kept elsewhere.
+   */
+  moveTo?(store: BarStore | undefined): void;
+}
+
+/** Another place for a BAR's bytes: a file that a program has mapped. */
+export interface BarStore {
+  read(offset: number, dst: Uint8Array): void;
+  write(offset: number, src: Uint8Array): void;
+  /** All zero again. */
+  clear(): void;
+  /** Ascending runs outside of which all bytes are zero. */
+  data(): Iterable<{ readonly offset: number; readonly length: number }>;
 }
 
 /** What a function does towards the bus; the model gets one in `attach`. */
@@ -160,6 +198,11 @@ export abstract class PciModel {
     return 0n;
   }
 
+  /** What `barRead` would give, with none of its effects; to be overridden where a read has any. */
+  barPeek(bar: number, offset: number, size: number): bigint {
+    return this.barRead(bar, offset, size);
+  }
+
   /** A naturally aligned write of `size` bytes. */
   barWrite(_bar: number, _offset: number, _size: number, _value: bigint): void {}
 
@@ -175,8 +218,14 @@ const CHUNK = 65536;
 /** Memory that costs only where it was written: zero elsewhere. */
 export class SparseMemory implements BarMemory {
   readonly #chunks: Map<number, Uint8Array> = new Map();
+  /** Where the bytes are while they are not here: then there are no chunks. */
+  #store: BarStore | undefined = undefined;
 
   read(offset: number, dst: Uint8Array): void {
+    if (this.#store !== undefined) {
+      this.#store.read(offset, dst);
+      return;
+    }
     for (let done = 0; done < dst.length; ) {
       const at = offset + done;
       const inChunk = at % CHUNK;
@@ -189,6 +238,10 @@ export class SparseMemory implements BarMemory {
   }
 
   write(offset: number, src: Uint8Array): void {
+    if (this.#store !== undefined) {
+      this.#store.write(offset, src);
+      return;
+    }
     for (let done = 0; done < src.length; ) {
       const at = offset + done;
       const inChunk = at % CHUNK;
@@ -206,6 +259,31 @@ export class SparseMemory implements BarMemory {
 
   /** All zero again. */
   clear(): void {
+    this.#store?.clear();
     this.#chunks.clear();
+  }
+
+  moveTo(store: BarStore | undefined): void {
+    const from = this.#store;
+    if (from !== undefined) {
+      this.#store = undefined;
+      for (const { offset, length } of from.data()) this.#take(from, offset, length);
+      from.clear();
+    }
+    if (store === undefined) return;
+    for (const [index, chunk] of this.#chunks) store.write(index * CHUNK, chunk);
+    this.#chunks.clear();
+    this.#store = store;
+  }
+
+  /** Copies what is not zero. */
+  #take(from: BarStore, offset: number, length: number): void {
+    for (let done = 0; done < length; ) {
+      const n = Math.min(length - done, CHUNK);
+      const bytes = new Uint8Array(n);
+      from.read(offset + done, bytes);
+      if (bytes.some((b) => b !== 0)) this.write(offset + done, bytes);
+      done += n;
+    }
   }
 }

@@ -14,7 +14,7 @@ import { vfioPciIoctlIoeventfd } from "./ioeventfd.ts";
 import { vfioPciCorePmEntry, vfioPciCorePmEntryWithWakeup, vfioPciCorePmExit } from "./low_power.ts";
 import { vfioPciFeatureToken } from "./vf_token.ts";
 import { vfioPciConfigRw } from "./vfio_pci_config.ts";
-import { NO_MSIX_BAR, PCI_D0, REGION_MASK, REGION_SHIFT, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
+import { NO_MSIX_BAR, PCI_D0, REGION_MASK, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
 import { vfioPciCoreFeatureDmaBuf, vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
 import { vfioPciIrqCount, vfioPciSetIrqs } from "./vfio_pci_intrs.ts";
 import { vfioPciBarRw } from "./vfio_pci_rdwr.ts";
@@ -60,7 +60,7 @@ export function* vfioPciCoreFeature(vdev: VfioPciCoreDevice, flags: number, arg:
 /** Reads and writes of the device file. Bytes moved; EINVAL: no such region; EIO: the device cannot be woken. */
 export function* vfioPciRw(vdev: VfioPciCoreDevice, buf: bigint, count: number, pos: bigint, isWrite: boolean): Step<number | Errno> {
   if (count === 0) return 0;
-  const index = Number(pos >> REGION_SHIFT);
+  const index = vdev.regionAt(pos);
   if (index < 0 || index >= V.VFIO_PCI_NUM_REGIONS) return EINVAL;
   if ((yield* vdev.pdev.pmRuntimeResumeAndGet()) instanceof Errno) return EIO;
   try {
@@ -91,7 +91,7 @@ export function vfioPciGetRegionInfo(vdev: VfioPciCoreDevice, info: RegionInfo, 
   const rw = V.VFIO_REGION_INFO_FLAG_READ | V.VFIO_REGION_INFO_FLAG_WRITE;
   const { index } = info;
   if (index >= V.VFIO_PCI_VGA_REGION_INDEX) return EINVAL;
-  info.offset = BigInt(index) << REGION_SHIFT;
+  info.offset = vdev.regionOffset(index);
   if (index === V.VFIO_PCI_CONFIG_REGION_INDEX) {
     info.size = BigInt(pdev.cfgSize);
     info.flags = rw;

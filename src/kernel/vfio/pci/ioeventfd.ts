@@ -12,7 +12,7 @@ import type { Step } from "../../../sched/task.ts";
 import * as V from "../../../uapi/vfio.ts";
 import { copyFromUser } from "../../mm/user_memory.ts";
 import { Virqfd } from "../virqfd.ts";
-import { REGION_MASK, REGION_SHIFT, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
+import { REGION_MASK, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
 import { vfioPciIo } from "./vfio_pci_rdwr.ts";
 
 const MAX_IOEVENTFDS = 1000;
@@ -37,8 +37,8 @@ export function* vfioPciIoctlIoeventfd(vdev: VfioPciCoreDevice, arg: bigint): St
   if (a.fd < -1) return EINVAL;
   const { data, fd } = a;
   const pos = a.offset & REGION_MASK;
-  const bar = Number(a.offset >> REGION_SHIFT);
-  if (bar > V.VFIO_PCI_BAR5_REGION_INDEX) return EINVAL;
+  const bar = vdev.regionAt(a.offset);
+  if (bar < 0 || bar > V.VFIO_PCI_BAR5_REGION_INDEX) return EINVAL;
   const res = vdev.pdev.resources[bar];
   const end = Number(pos) + count;
   if (res === undefined || BigInt(end) > res.length) return EINVAL;

@@ -16,11 +16,13 @@ import type { PciDriver } from "../../pci/driver.ts";
 import { disableSriov, enableSriov } from "../../pci/iov.ts";
 import { p2pdmaRelease, pcimP2pdmaInit } from "../../pci/p2pdma.ts";
 import type { PciDev } from "../../pci/pci_dev.ts";
-import { vfioRegisterGroupDev } from "../device_fops.ts";
+import { vfioContainerInit } from "../container.ts";
+import { vfioRegisterGroupDev } from "../register.ts";
 import { type VfioDeviceOps, vfioOf } from "../vfio_main.ts";
 import { vfioPciCloseDevice, vfioPciOpenDevice } from "./enable.ts";
 import { vfioPciCoreFeature, vfioPciCoreIoctl, vfioPciGetRegionInfo, vfioPciRw } from "./ioctl.ts";
 import { vfioPciCoreRuntimeResume, vfioPciCoreRuntimeSuspend } from "./low_power.ts";
+import { vfioPciMatch } from "./match.ts";
 import { initialToken, VfToken, vfioPciMatchToken } from "./vf_token.ts";
 import { PCI_D0, VfioPciCoreDevice, type VfioPciOps } from "./vfio_pci_core.ts";
 import { vfioPciCoreGetDmabufPhys } from "./vfio_pci_dmabuf.ts";
@@ -35,6 +37,11 @@ export interface VfioPciParams {
   readonly nointxmask?: boolean;
   /** Let a physical function's VFs be enabled. */
   readonly enableSriov?: boolean;
+  /**
+   * Added to a region's number in file offsets; 0 by default, as in Linux. A
+   * program may not rely on it: it asks for a region's offset.
+   */
+  readonly regionOffsetBase?: number;
 }
 
 const PLAIN: VfioPciOps = { getDmabufPhys: vfioPciCoreGetDmabufPhys };
@@ -43,6 +50,8 @@ const PLAIN: VfioPciOps = { getDmabufPhys: vfioPciCoreGetDmabufPhys };
 export function vfioInit(kernel: Kernel): void {
   kernel.modules.load("vfio");
   const state = vfioOf(kernel);
+  vfioContainerInit(kernel);
+  kernel.leakChecks.set("vfio type1 mapping", () => state.liveDmas);
   kernel.leakChecks.set("vfio open devices", () => {
     let n = 0;
     for (const d of state.devices) n += d.openCount;
@@ -92,6 +101,7 @@ function deviceOps(name: string): (vdev: VfioPciCoreDevice) => VfioDeviceOps {
     mmap: (vma) => vfioPciCoreMmap(vdev, vma),
     sysfsPath: () => sysfsPath(vdev.pdev),
     request: (count) => vfioPciRequest(vdev, count),
+    match: (text) => vfioPciMatch(vdev, text),
     matchTokenUuid: (uuid) => vfioPciMatchToken(vdev, uuid),
     pmRuntimeResumeAndGet: () => vdev.pdev.pmRuntimeResumeAndGet(),
     pmRuntimePut: () => vdev.pdev.pmRuntimePut(),
@@ -104,7 +114,7 @@ function sysfsPath(pdev: PciDev): string {
 }
 
 function* probe(pdev: PciDev, name: string, params: VfioPciParams, pciOps: VfioPciOps): Step<Errno | undefined> {
-  const vdev = new VfioPciCoreDevice(pdev.kernel, pdev, deviceOps(name), pciOps);
+  const vdev = new VfioPciCoreDevice(pdev.kernel, pdev, deviceOps(name), pciOps, params.regionOffsetBase);
   vdev.disableIdleD3 = params.disableIdleD3 === true;
   vdev.nointxmask = params.nointxmask === true;
   const p2p = pcimP2pdmaInit(pdev);
@@ -134,7 +144,7 @@ function* register(vdev: VfioPciCoreDevice): Step<Errno | undefined> {
   if (!vdev.disableIdleD3) pdev.pmRuntimePut();
   // Checked last, as there: a function without a group, or whose IOMMU lets devices bypass the caches.
   if (pdev.iommuGroup !== undefined && pdev.iommuUnit?.capable("cache-coherency") === true) {
-    vfioRegisterGroupDev(vdev.vdev);
+    yield* vfioRegisterGroupDev(vdev.vdev);
     return undefined;
   }
   if (!vdev.disableIdleD3) pdev.pmRuntimeGetNoresume();

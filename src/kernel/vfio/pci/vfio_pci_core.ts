@@ -39,8 +39,8 @@ export const PCI_D0 = 0;
 export const PCI_D3HOT = 3;
 export const PCI_STD_NUM_BARS = 6;
 export const PCI_ROM_RESOURCE = 6;
-/** A region's number is in the bits of a file offset from this one on. */
-export const REGION_SHIFT = 40n;
+/** A file offset is (region + base) << 40 | offset in the region. */
+const REGION_SHIFT = 40n;
 export const REGION_MASK: bigint = (1n << REGION_SHIFT) - 1n;
 /** `msixBar` of a function without MSI-X. */
 export const NO_MSIX_BAR = 0xff;
@@ -66,12 +66,24 @@ export interface VfioPciOps {
   getDmabufPhys?(vdev: VfioPciCoreDevice, region: number, ranges: readonly DmaBufRange[]): DmaBufPhys | Errno;
 }
 
+/** ML: tells `released` each time a writer has let go, when what it guards may have changed. */
+class MemoryLock extends RwSem {
+  released: (() => void) | undefined = undefined;
+
+  override upWrite(): void {
+    super.upWrite();
+    this.released?.();
+  }
+}
+
 export class VfioPciCoreDevice {
   readonly kernel: Kernel;
   readonly pdev: PciDev;
   readonly vdev: VfioDevice;
   readonly pciOps: VfioPciOps;
-  readonly memoryLock: RwSem;
+  readonly memoryLock: MemoryLock;
+  /** The number that stands for region 0 in file offsets. */
+  readonly #regionBase: bigint;
   readonly igate: Mutex;
   readonly ioeventfdsLock: Mutex;
   /** Live exports; ML(W) to change. */
@@ -132,11 +144,12 @@ export class VfioPciCoreDevice {
   vfToken: VfToken | undefined = undefined;
   sriovPf: VfioPciCoreDevice | undefined = undefined;
 
-  constructor(kernel: Kernel, pdev: PciDev, makeOps: (vdev: VfioPciCoreDevice) => VfioDeviceOps, pciOps: VfioPciOps) {
+  constructor(kernel: Kernel, pdev: PciDev, makeOps: (vdev: VfioPciCoreDevice) => VfioDeviceOps, pciOps: VfioPciOps, regionOffsetBase = 0) {
     this.kernel = kernel;
     this.pdev = pdev;
     this.pciOps = pciOps;
-    this.memoryLock = new RwSem(kernel.sched, MEMORY_LOCK);
+    this.#regionBase = BigInt(regionOffsetBase);
+    this.memoryLock = new MemoryLock(kernel.sched, MEMORY_LOCK);
     this.igate = new Mutex(kernel.sched, IGATE);
     this.ioeventfdsLock = new Mutex(kernel.sched, IOEVENTFDS_LOCK);
     this.vdev = new VfioDevice(kernel, pdev, makeOps(this));
@@ -158,9 +171,24 @@ export class VfioPciCoreDevice {
     return this.barmap[bar];
   }
 
+  /** Where a region begins in the device file. */
+  regionOffset(index: number): bigint {
+    return (BigInt(index) + this.#regionBase) << REGION_SHIFT;
+  }
+
+  /** The region that a file offset lies in; may be one that does not exist, or negative. */
+  regionAt(offset: bigint): number {
+    return Number((offset >> REGION_SHIFT) - this.#regionBase);
+  }
+
+  /** A touch of a BAR's page is served; otherwise it is a SIGBUS. ML held. */
+  barsReachable(): boolean {
+    return !this.pmRuntimeEngaged && this.memoryEnabled();
+  }
+
   /** Takes every BAR page out of every mapping: the next touch faults. */
   zapBars(): void {
-    zapVmaRange(this.vdev.mapping, 0n, BigInt(PCI_STD_NUM_BARS) << REGION_SHIFT);
+    zapVmaRange(this.vdev.mapping, this.regionOffset(0), BigInt(PCI_STD_NUM_BARS) << REGION_SHIFT);
   }
 
   *zapAndDownWriteMemoryLock(): Step<void> {

@@ -1,7 +1,7 @@
 /**
  * Reads and writes of BARs through the device file.
  *
- * The file offset is region << 40 | offset. An access goes out in the widest
+ * The file offset names the region and the byte in it (`regionAt`). An access goes out in the widest
  * naturally aligned pieces of 8, 4, 2 and 1 bytes; each takes ML for reading
  * and fails with EIO when memory cannot be reached. The MSI-X table is a hole:
  * reads give ones, writes vanish.
@@ -12,7 +12,7 @@
 import { EFAULT, EINVAL, EIO, ENOMEM, type Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import { copyFromUser, copyToUser } from "../../mm/user_memory.ts";
-import { PCI_ROM_RESOURCE, REGION_MASK, REGION_SHIFT, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
+import { PCI_ROM_RESOURCE, REGION_MASK, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
 
 /** A range that is not there. */
 interface Hole {
@@ -55,7 +55,7 @@ function transfer(vdev: VfioPciCoreDevice, bar: number, off: number, bytes: Uint
  * EFAULT. Pieces before a failure were carried out.
  */
 export function* vfioPciBarRw(vdev: VfioPciCoreDevice, buf: bigint, count: number, pos: bigint, isWrite: boolean): Step<number | Errno> {
-  const bar = Number(pos >> REGION_SHIFT);
+  const bar = vdev.regionAt(pos);
   const res = vdev.pdev.resources[bar];
   if (res === undefined || res.start === 0n || res.length === 0n) return EINVAL;
   const off = pos & REGION_MASK;
