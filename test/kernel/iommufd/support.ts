@@ -12,6 +12,7 @@ import {
   iommufdDeviceAttach,
   iommufdDeviceBind,
   iommufdDeviceDetach,
+  iommufdDeviceReplace,
   iommufdDeviceUnbind,
 } from "../../../src/kernel/iommufd/device.ts";
 import { iommufdInit } from "../../../src/kernel/iommufd/main.ts";
@@ -129,11 +130,12 @@ export class IommufdRig extends Rig {
     return { alignment: cmd.out_iova_alignment, ranges };
   }
 
-  /** A device behind the unit, in a group of its own. */
-  device(): Device {
+  /** A device behind a unit, the first by default, in a group of its own. */
+  device({ unit = 0 }: { unit?: number } = {}): Device {
     const bus = this.#nextBus++;
     const dev = new Device(`0000:0${bus}:00.0`, "pci", bus << 8);
-    const e = this.kernel.iommu.addDevice(dev);
+    const behind = this.kernel.iommu.units[unit];
+    const e = this.kernel.iommu.addDevice(dev, undefined, behind === undefined ? {} : { unit: behind });
     if (e !== undefined) throw new Error(e.name);
     return dev;
   }
@@ -144,6 +146,10 @@ export class IommufdRig extends Rig {
 
   attach(idev: IommufdDevice, pt: number): number | Errno {
     return this.run(iommufdDeviceAttach(idev, 0, pt));
+  }
+
+  replace(idev: IommufdDevice, pt: number): number | Errno {
+    return this.run(iommufdDeviceReplace(idev, 0, pt));
   }
 
   detach(idev: IommufdDevice): void {
