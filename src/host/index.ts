@@ -1,1 +1,22 @@
-export {};
+/** The host: Linux system calls for `supervise`, and the only FFI there is. See README.md. */
+export * from "./bpf.ts";
+export * from "./eventfd.ts";
+export * from "./fd.ts";
+export { arch, nr } from "./ffi.ts";
+export * from "./host_error.ts";
+export * from "./inotify.ts";
+export * from "./memfd.ts";
+export * from "./notify.ts";
+export * from "./openat.ts";
+export * from "./pidfd.ts";
+export * from "./poll.ts";
+export * from "./prctl.ts";
+export * from "./proc.ts";
+export * from "./process_vm.ts";
+export * from "./rlimit.ts";
+export * from "./seccomp.ts";
+export * from "./spawn.ts";
+export * from "./stat.ts";
+export * from "./syscall_table.ts";
+export * from "./wait.ts";
+export * from "./worker.ts";

@@ -1,0 +1,158 @@
+/**
+ * Starting a program under a filter, with nothing of ours on the way.
+ *
+ * A worker thread puts the filter on itself and calls posix_spawn: the child inherits it, this process's other threads stay
+ * free, and the listener's descriptor is ours already. Then the worker ends, so that the filter's users are the program
+ * and its descendants alone. What the child inherits otherwise is what barlink was given: signals (Node ignores SIGPIPE),
+ * an empty signal mask, standard descriptors, environment, folder, the soft limit on descriptors (Node raises it).
+ *
+ * Between filter and end the worker is bound by the filter itself. Trapped calls of threads of this very process must be
+ * answered with `continue`; results come through shared memory, so that none is needed to get them.
+ */
+import type { Worker } from "node:worker_threads";
+import { errnoOf } from "../lib/errno.ts";
+import { closeFd } from "./fd.ts";
+import { HostError } from "./host_error.ts";
+import { inheritedNofile } from "./rlimit.ts";
+import { RESULT_WORDS, type SpawnOrder, STAGE, WORD } from "./spawn_order.ts";
+import { startWorker } from "./worker.ts";
+
+export interface SpawnOptions {
+  /** A path, when there is a slash in it; otherwise it is looked for in PATH, as execvp(3) does. */
+  readonly program: string;
+  /** With argv[0]; just the program when left out. */
+  readonly argv?: readonly (string | Uint8Array)[];
+  /** `NAME=value` each, or an object; this process's when left out. */
+  readonly env?: readonly (string | Uint8Array)[] | Readonly<Record<string, string | undefined>>;
+  /** Where it starts; here when left out. */
+  readonly cwd?: string;
+  /** What the child finds at each descriptor: [its number, ours]. 0, 1 and 2 as they are when left out; the rest is closed. */
+  readonly fds?: readonly (readonly [child: number, ours: number])[];
+  /** Of `BpfAssembler.assemble`. Without it there is no listener. */
+  readonly filter?: Uint8Array;
+  /** The soft limit on descriptors; what barlink was started with when left out. */
+  readonly nofile?: bigint;
+  /** 0 makes it lead a process group of its own, a number joins that one; ours when left out. */
+  readonly processGroup?: number;
+  /** It leads a session of its own. */
+  readonly session?: boolean;
+}
+
+export interface SpawnedProgram {
+  readonly pid: number;
+  /** -1 without a filter. */
+  readonly listenerFd: number;
+}
+
+/** Long enough for a loaded machine; a worker that has not started by then never will. */
+const PATIENCE_MS = 30_000;
+
+export class ProgramSpawn {
+  /** Resolves when the worker has ended, and the filter has lost that user. */
+  readonly ended: Promise<void>;
+  readonly #words: Int32Array;
+  readonly #program: string;
+
+  constructor(worker: Worker, words: Int32Array, program: string) {
+    this.#words = words;
+    this.#program = program;
+    this.ended = new Promise((resolve) => worker.once("exit", () => resolve()));
+    worker.on("error", () => {});
+  }
+
+  /** Blocks until the filter is in force, and returns the listener. Throws HostError. */
+  waitListener(): number {
+    this.#waitBeyond(STAGE.starting);
+    const fd = this.#word(WORD.listener);
+    if (fd < 0) this.#fail();
+    return fd;
+  }
+
+  /** The program, once it runs; undefined until then. Throws HostError when it cannot: `errno` is what execvp fails with. */
+  poll(): SpawnedProgram | undefined {
+    if (Atomics.load(this.#words, WORD.stage) !== STAGE.done) return undefined;
+    const pid = this.#word(WORD.pid);
+    if (pid <= 0) this.#fail();
+    return { pid, listenerFd: this.#word(WORD.listener) };
+  }
+
+  /** Blocks until the program runs. */
+  wait(): SpawnedProgram {
+    for (let stage: number = STAGE.starting; stage !== STAGE.done; stage++) this.#waitBeyond(stage);
+    return this.poll() as SpawnedProgram;
+  }
+
+  #word(index: number): number {
+    return Atomics.load(this.#words, index);
+  }
+
+  #waitBeyond(stage: number): void {
+    while (Atomics.load(this.#words, WORD.stage) === stage) {
+      if (Atomics.wait(this.#words, WORD.stage, stage, PATIENCE_MS) === "timed-out") {
+        throw new HostError("posix_spawn", undefined, "the thread that starts the program did not start");
+      }
+    }
+  }
+
+  #fail(): never {
+    const errno = errnoOf(this.#word(WORD.errno));
+    const listener = Atomics.exchange(this.#words, WORD.listener, -1);
+    if (listener >= 0) closeFd(listener);
+    switch (this.#word(WORD.culprit)) {
+      case 0:
+        throw new HostError("seccomp", errno, `cannot install the filter: ${errno.name}, ${errno.meaning}`);
+      case 1:
+        throw new HostError("chdir", errno, `cannot enter the folder that the program should start in: ${errno.name}`);
+      case 2:
+        throw new HostError("execve", errno, `cannot run ${this.#program}: ${errno.name}, ${errno.meaning}`);
+      default:
+        throw new HostError("posix_spawn", errno, `cannot prepare the start of ${this.#program}: ${errno.name}, ${errno.meaning}`);
+    }
+  }
+}
+
+/** Begins; the program may run before this returns. */
+export function startProgram(options: SpawnOptions): ProgramSpawn {
+  const words = new Int32Array(new SharedArrayBuffer(4 * RESULT_WORDS));
+  words[WORD.listener] = -1;
+  words[WORD.pid] = -1;
+  const order: SpawnOrder = {
+    words,
+    candidates: candidatesFor(options.program),
+    argv: options.argv ?? [options.program],
+    env: environment(options.env ?? process.env),
+    cwd: options.cwd,
+    fds: options.fds ?? [
+      [0, 0],
+      [1, 1],
+      [2, 2],
+    ],
+    filter: options.filter,
+    nofile: options.nofile ?? inheritedNofile(),
+    processGroup: options.processGroup,
+    session: options.session ?? false,
+  };
+  const worker = startWorker("./spawn_worker.ts", import.meta.url, { workerData: order });
+  worker.unref();
+  return new ProgramSpawn(worker, words, options.program);
+}
+
+/** Starts a program, and blocks until it runs (some 25 ms). Throws HostError. */
+export function spawnProgram(options: SpawnOptions): SpawnedProgram & { readonly ended: Promise<void> } {
+  const spawn = startProgram(options);
+  return { ...spawn.wait(), ended: spawn.ended };
+}
+
+function environment(env: NonNullable<SpawnOptions["env"]>): readonly (string | Uint8Array)[] {
+  if (Array.isArray(env)) return env as readonly (string | Uint8Array)[];
+  return Object.entries(env as Record<string, string | undefined>).flatMap(([name, value]) =>
+    value === undefined ? [] : `${name}=${value}`,
+  );
+}
+
+/** What to try to execute, in order. An empty element of PATH is the current folder. */
+function candidatesFor(program: string): string[] {
+  if (program.includes("/")) return [program];
+  if (program === "") return [];
+  return (process.env.PATH ?? "/bin:/usr/bin").split(":").map((dir) => (dir === "" ? program : `${dir}/${program}`));
+}

@@ -1,0 +1,21 @@
+/** What the spawning thread is told, and the words in shared memory by which it answers. */
+
+export interface SpawnOrder {
+  readonly words: Int32Array;
+  readonly candidates: readonly string[];
+  readonly argv: readonly (string | Uint8Array)[];
+  readonly env: readonly (string | Uint8Array)[];
+  readonly cwd: string | undefined;
+  readonly fds: readonly (readonly [child: number, ours: number])[];
+  readonly filter: Uint8Array | undefined;
+  readonly nofile: bigint | undefined;
+  readonly processGroup: number | undefined;
+  readonly session: boolean;
+}
+
+export const RESULT_WORDS = 8;
+/** Which word holds what. `stage` is notified; the others are set before it moves. */
+export const WORD = { stage: 0, listener: 1, pid: 2, errno: 3, culprit: 4 } as const;
+export const STAGE = { starting: 0, filtered: 1, done: 2 } as const;
+/** What failed, in `WORD.culprit`. */
+export const CULPRIT = { seccomp: 0, chdir: 1, execve: 2, preparation: 3 } as const;
