@@ -7,13 +7,9 @@ import { Worker, type WorkerOptions } from "node:worker_threads";
  * the user's standard output would set O_NONBLOCK on it, for the programs that share it as well.
  */
 export function startWorker(name: `./${string}.ts`, base: string, options: WorkerOptions = {}): Worker {
-  const source = base.endsWith(".ts");
-  const url = new URL(source ? name : name.replace(/\.ts$/, ".js"), base);
-  return new Worker(url, {
-    stdin: false,
-    stdout: true,
-    stderr: true,
-    ...options,
-    execArgv: source ? ["--import", import.meta.resolve("tsx")] : [],
-  });
+  const all = { stdin: false, stdout: true, stderr: true, ...options };
+  if (!base.endsWith(".ts")) return new Worker(new URL(name.replace(/\.ts$/, ".js"), base), all);
+  // A worker does not get the loader of its parent, nor by `--import`.
+  const [api, module] = [import.meta.resolve("tsx/esm/api"), new URL(name, base).href].map((url) => JSON.stringify(url));
+  return new Worker(`import(${api}).then(({ register }) => { register(); return import(${module}); });`, { ...all, eval: true, execArgv: [] });
 }
