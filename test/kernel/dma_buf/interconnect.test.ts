@@ -240,7 +240,7 @@ describe("the importer's half", () => {
     undone(buf);
   });
 
-  it("§4.1 row 13: asks the selftest's exporter first, and vfio-pci when that says it is not its own", () => {
+  it("§4.1 row 13, §4.2 row 5: asks the selftest's exporter first, and vfio-pci when that says it is not its own", () => {
     const buf = vdev.buffer(vdev.export());
     const phys: PhysVec = { paddr: 0x1000n as PhysVec["paddr"], len: 0x1000n };
     const with_ = (answer: PhysVec | Errno) => rig.run(ioptMapDmabuf(rig.kernel, pages, buf, importerOps, () => answer));

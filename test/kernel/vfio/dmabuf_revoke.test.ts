@@ -180,7 +180,7 @@ describe("a revoke", () => {
     expect([t.state, priv.kref.count, priv.comp.done]).toEqual(["done", 1, false]);
   });
 
-  it("waits without the reservation, so that the importer can unmap, and with ML, so that nobody turns memory on", () => {
+  it("§8 waits: waits without the reservation, so that the importer can unmap, and with ML, so that nobody turns memory on", () => {
     const { buf } = exported();
     const i = new Importer(plainDevice());
     ok(rig.run(i.attach(buf)));
