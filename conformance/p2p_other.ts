@@ -1,4 +1,4 @@
-/** Sections `process`, `domains`, `order` … `unbind`, `misc`, `self`. */
+/** Sections `process`, `domains`, `order` … `unbind`, `misc`, `group`, `self`. */
 import { Errno } from "../src/lib/index.ts";
 import * as u from "../src/uapi/index.ts";
 import { BARIOVA, type Device, Env, hex, MEMIOVA, must, type Recorder, RWF, U64 } from "./p2p_env.ts";
@@ -202,6 +202,7 @@ export function sectionMisc(r: Recorder): void {
   }
   os.close(d);
   v.close();
+  group(r);
 
   r.sec = "self";
   v = Env.open(r);
@@ -215,6 +216,36 @@ export function sectionMisc(r: Recorder): void {
     os.close(d);
   }
   v.close();
+}
+
+/** An exporter opened through its group and a type1 container, an importer through its node. */
+function group(r: Recorder): void {
+  const { os } = r;
+  r.sec = "group";
+  const c = must(os.open("/dev/vfio/vfio", u.O_RDWR));
+  const g = must(os.open(`/dev/vfio/${r.host.kernel.pci.devices.get(r.exporter)?.iommuGroup?.id}`, u.O_RDWR));
+  const int = new Uint8Array(4);
+  new DataView(int.buffer).setInt32(0, c, true);
+  r.rec("VFIO_GROUP_SET_CONTAINER", {}, os.ioctlBytes(g, u.VFIO_GROUP_SET_CONTAINER, int));
+  r.rec("VFIO_SET_IOMMU(TYPE1v2)", {}, os.ioctl(c, u.VFIO_SET_IOMMU, BigInt(u.VFIO_TYPE1v2_IOMMU)));
+  const name = new TextEncoder().encode(`${r.exporter}\0`);
+  const x = r.rec("VFIO_GROUP_GET_DEVICE_FD", {}, os.ioctlBytes(g, u.VFIO_GROUP_GET_DEVICE_FD, name));
+  if (x < 0) return;
+  const ifd = must(os.open("/dev/iommu", u.O_RDWR));
+  const e: Device = { bdf: r.edu, fd: r.cdevOpen(r.edu), id: 0 };
+  r.bind(e, ifd);
+  const io = r.ioasAlloc(ifd);
+  r.attach(e, io, "ioas");
+  const d = r.export1(x, r.region, 0n, 0x4000n, "exporter opened through a legacy group");
+  const map = (iova: bigint, what: string): unknown => r.mapFile(ifd, io, d, 0n, 0x4000n, iova, RWF, what);
+  map(BARIOVA, "dmabuf of a group-opened device");
+  r.cfgw(x, u.PCI_COMMAND, 2, r.cfg16(x, u.PCI_COMMAND) & ~u.PCI_COMMAND_MEMORY, "COMMAND.MEMORY=0");
+  map(BARIOVA + 0x10000n, "while revoked");
+  r.cfgw(x, u.PCI_COMMAND, 2, r.cfg16(x, u.PCI_COMMAND) | u.PCI_COMMAND_MEMORY, "COMMAND.MEMORY=1");
+  map(BARIOVA + 0x10000n, "after re-enable");
+  for (const fd of [x, g, c]) os.close(fd);
+  map(BARIOVA + 0x20000n, "after closing the group device");
+  for (const fd of [d, e.fd, ifd]) os.close(fd);
 }
 
 function iovaRanges(r: Recorder, v: Env): void {

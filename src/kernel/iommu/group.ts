@@ -120,6 +120,28 @@ export class IommuGroup {
     }
   }
 
+  /**
+   * Attaches `domain` for requests without PASID and leaves no handle, as a type1 container does. EBUSY: something is
+   * attached; EINVAL: the domain is another driver's, or a unit cannot walk it.
+   */
+  *attachGroup(domain: IommuDomain): Step<Errno | undefined> {
+    yield* this.mutex.lock();
+    try {
+      if (this.domain !== undefined && this.domain !== this.defaultDomain && this.domain.type !== "blocked") return EBUSY;
+      if (!this.unit.compatible(domain)) return EINVAL;
+      return this.#setDomain(domain);
+    } finally {
+      this.mutex.unlock();
+    }
+  }
+
+  /** Undoes `attachGroup`: blocked while owned, else back to the DMA API. */
+  *detachGroup(): Step<void> {
+    yield* this.mutex.lock();
+    this.#setCoreDomain();
+    this.mutex.unlock();
+  }
+
   /** A driver that is about to bind does its DMA through the DMA API. EBUSY: a user-space driver owns the group. */
   *useDefaultDomain(): Step<Errno | undefined> {
     yield* this.mutex.lock();

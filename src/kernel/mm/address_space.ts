@@ -240,6 +240,19 @@ export class AddressSpace implements UserMemory {
     if (trace.on) trace.emit({ type: "mm.unpin", npages: pfns.length });
   }
 
+  *followPfnmap(addr: bigint, write: boolean): Step<PhysAddr | Errno | undefined> {
+    const vpn = vpnOf(addr);
+    const vma = this.find(addr);
+    if (vma?.ops === undefined) return undefined;
+    if ((vma.prot & (write ? PROT_WRITE : PROT_READ)) === 0) return EFAULT;
+    if (this.#pages.get(vpn) === undefined) {
+      const r = vma.ops.fault(vma, vma.pageOffset(vpn));
+      const pte = this.#traced(vpn, write, this.#pages.mapDevice(vma, vpn, typeof r === "object" ? yield* r : r));
+      if (typeof pte === "string") return EFAULT;
+    }
+    return this.translate(addr) ?? EFAULT;
+  }
+
   /** Everything is unmapped and every file put. */
   destroy(): void {
     this.#unmap(0n, TASK_SIZE);

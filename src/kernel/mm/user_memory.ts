@@ -9,8 +9,9 @@
  * A copy may fault, and a fault takes the mmap lock: copying with a lock held
  * records that order with lockdep even when nothing faults this time.
  */
-import { PAGE_MASK_N, type Pfn } from "../../lib/addr.ts";
+import { PAGE_MASK_N, type Pfn, type PhysAddr } from "../../lib/addr.ts";
 import { E2BIG, EFAULT, EINVAL, Errno } from "../../lib/errno.ts";
+import type { Step } from "../../sched/task.ts";
 import type { Kernel } from "../kernel.ts";
 import type { Mm } from "./mm.ts";
 
@@ -28,6 +29,12 @@ export interface UserMemory {
   pin(addr: bigint, npages: number, write: boolean): Pfn[] | Errno;
   /** Undoes `pin`; the address space may be gone meanwhile. */
   unpin(pfns: readonly Pfn[], dirty: boolean): void;
+  /**
+   * The physical page behind a mapping of device memory, faulted in if need be;
+   * EFAULT when it cannot be had so. Undefined: `addr` is no such mapping. The
+   * mmap lock is held for reading.
+   */
+  followPfnmap?(addr: bigint, write: boolean): Step<PhysAddr | Errno | undefined>;
   /** Told once which mm it serves. */
   attach?(mm: Mm): void;
   /** The last user is gone. */

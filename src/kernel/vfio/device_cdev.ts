@@ -6,11 +6,15 @@
  * hardware; until then every other call answers EINVAL. The last close undoes
  * it in reverse: hardware closed, unbound, the iommufd let go.
  *
- * Lock order: dev_set->lock → the iommufd's locks; → the driver's.
- * Source: drivers/vfio/device_cdev.c, vfio_df_open and vfio_df_close in vfio_main.c.
+ * A bound device keeps its group from being opened, and an open group keeps the
+ * device from being bound: one or the other.
+ *
+ * Lock order: group_lock; dev_set->lock → the iommufd's locks; → the driver's.
+ * Source: drivers/vfio/device_cdev.c.
  */
 import { EFAULT, EINVAL, ENODEV, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
+import type { ViewOf } from "../../uapi/struct.ts";
 import {
   VFIO_DEVICE_ATTACH_PASID,
   VFIO_DEVICE_BIND_FLAG_TOKEN,
@@ -22,13 +26,12 @@ import {
 import type { File } from "../fs/file.ts";
 import { iommufdCtxFromFd, iommufdCtxPut } from "../iommufd/device.ts";
 import { copyFromUser, copyStructFromUser, copyToUser, getUserU32 } from "../mm/user_memory.ts";
+import { vfioDfClose, vfioDfOpen } from "./device_open.ts";
 import {
   vfioIommufdPhysicalAttach,
-  vfioIommufdPhysicalBind,
   vfioIommufdPhysicalDetach,
   vfioIommufdPhysicalPasidAttach,
   vfioIommufdPhysicalPasidDetach,
-  vfioIommufdPhysicalUnbind,
 } from "./iommufd.ts";
 import { type VfioDevice, VfioDeviceFile } from "./vfio_main.ts";
 
@@ -42,20 +45,19 @@ export function* vfioCdevOpen(device: VfioDevice, file: File): Step<Errno | unde
   return undefined;
 }
 
-/** The last reference to the file is gone. */
-export function* vfioCdevRelease(df: VfioDeviceFile): Step<void> {
+/** The last reference to a file of the node is gone. */
+export function* vfioCdevClose(df: VfioDeviceFile): Step<void> {
   const { device } = df;
-  if (df.accessGranted) {
-    yield* device.devSet.lock.lock();
-    try {
-      yield* dfClose(df);
-      putCtx(df);
-      device.cdevOpened = false;
-    } finally {
-      device.devSet.lock.unlock();
-    }
+  if (!df.accessGranted) return;
+  yield* device.devSet.lock.lock();
+  try {
+    yield* vfioDfClose(df);
+    putCtx(df);
+    device.cdevOpened = false;
+  } finally {
+    device.devSet.lock.unlock();
   }
-  device.putRegistration();
+  if (device.group !== undefined) yield* device.group.unblock();
 }
 
 export function* vfioIoctlBindIommufd(df: VfioDeviceFile, arg: bigint): Step<number | Errno> {
@@ -68,7 +70,19 @@ export function* vfioIoctlBindIommufd(df: VfioDeviceFile, arg: bigint): Step<num
   const bind = copyStructFromUser(kernel, VfioDeviceBindIommufd, arg, userSize);
   if (bind instanceof Errno) return bind;
   if (bind.iommufd < 0 || (bind.flags & ~VFIO_DEVICE_BIND_FLAG_TOKEN) !== 0) return EINVAL;
+  if (df.group !== undefined) return EINVAL;
 
+  const { group } = device;
+  const blocked = group === undefined ? undefined : yield* group.block();
+  if (blocked !== undefined) return blocked;
+  const r = yield* bindTo(df, bind, arg);
+  if (r instanceof Errno && group !== undefined) yield* group.unblock();
+  return r;
+}
+
+function* bindTo(df: VfioDeviceFile, bind: ViewOf<typeof VfioDeviceBindIommufd>, arg: bigint): Step<number | Errno> {
+  const { device } = df;
+  const { kernel } = device;
   yield* device.devSet.lock.lock();
   try {
     if (df.accessGranted) return EINVAL;
@@ -77,7 +91,7 @@ export function* vfioIoctlBindIommufd(df: VfioDeviceFile, arg: bigint): Step<num
     const ctx = iommufdCtxFromFd(kernel.current, bind.iommufd);
     if (ctx instanceof Errno) return ctx;
     df.iommufd = ctx;
-    const error = yield* dfOpen(df);
+    const error = yield* vfioDfOpen(df);
     if (error !== undefined) {
       putCtx(df);
       return error;
@@ -85,7 +99,7 @@ export function* vfioIoctlBindIommufd(df: VfioDeviceFile, arg: bigint): Step<num
     const out = new Uint8Array(4);
     new DataView(out.buffer).setUint32(0, df.devid, true);
     if (copyToUser(kernel, arg + BigInt(VfioDeviceBindIommufd.offsets.out_devid), out) !== 0) {
-      yield* dfClose(df);
+      yield* vfioDfClose(df);
       putCtx(df);
       return EFAULT;
     }
@@ -103,38 +117,6 @@ function* checkToken(device: VfioDevice, flags: number, uuidPtr: bigint): Step<E
   const uuid = new Uint8Array(UUID_BYTES);
   if (copyFromUser(device.kernel, uuid, uuidPtr) !== 0) return EFAULT;
   return yield* device.ops.matchTokenUuid(uuid);
-}
-
-/** Only one open at a time is possible through the node. dev_set->lock held. */
-function* dfOpen(df: VfioDeviceFile): Step<Errno | undefined> {
-  const { device } = df;
-  if (device.openCount !== 0) return EINVAL;
-  device.openCount++;
-  const error = yield* firstOpen(df);
-  if (error !== undefined) device.openCount--;
-  return error;
-}
-
-function* firstOpen(df: VfioDeviceFile): Step<Errno | undefined> {
-  const { device, iommufd } = df;
-  if (iommufd === undefined) return EINVAL;
-  const id = yield* vfioIommufdPhysicalBind(device, iommufd);
-  if (id instanceof Errno) return id;
-  df.devid = id;
-  const error = yield* device.ops.openDevice();
-  if (error !== undefined) yield* vfioIommufdPhysicalUnbind(device);
-  else if (device.kernel.trace.on) device.kernel.trace.emit({ type: "vfio.open", device: device.dev.name, name: device.name });
-  return error;
-}
-
-function* dfClose(df: VfioDeviceFile): Step<void> {
-  const { device } = df;
-  if (device.openCount === 1) {
-    yield* device.ops.closeDevice();
-    yield* vfioIommufdPhysicalUnbind(device);
-    if (device.kernel.trace.on) device.kernel.trace.emit({ type: "vfio.close", device: device.dev.name, name: device.name });
-  }
-  device.openCount--;
 }
 
 function putCtx(df: VfioDeviceFile): void {

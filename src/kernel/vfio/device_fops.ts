@@ -1,5 +1,5 @@
 /**
- * The calls on an open device file, and putting the node there.
+ * The calls on an open device file.
  *
  * Order of checks of an ioctl: BIND first of all; not bound → EINVAL; the
  * device cannot be woken → EIO; then the command's own. Reads, writes and maps
@@ -12,19 +12,17 @@ import * as V from "../../uapi/vfio.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import { copyFromUser, copyToUser } from "../mm/user_memory.ts";
 import type { Vma } from "../mm/vma.ts";
-import { vfioCdevOpen, vfioCdevRelease, vfioIoctlAttachPt, vfioIoctlBindIommufd, vfioIoctlDetachPt } from "./device_cdev.ts";
+import { vfioCdevClose, vfioIoctlAttachPt, vfioIoctlBindIommufd, vfioIoctlDetachPt } from "./device_cdev.ts";
+import { vfioDfGroupClose } from "./device_open.ts";
 import { InfoCaps } from "./info_caps.ts";
 import { type RegionInfo, type VfioDevice, VfioDeviceFile } from "./vfio_main.ts";
-
-/** The first major that Linux gives away by itself; the minor is the device's number. */
-const VFIO_DEV_MAJOR = 511;
 
 const fileOf = (f: File): VfioDeviceFile => {
   if (!(f.privateData instanceof VfioDeviceFile)) throw new TypeError("not a VFIO device file");
   return f.privateData;
 };
 
-const vfioDeviceFops: FileOps = {
+export const vfioDeviceFops: FileOps = {
   name: "vfio-device",
 
   *ioctl(f: File, cmd: number, arg: bigint): Step<number | Errno> {
@@ -34,11 +32,10 @@ const vfioDeviceFops: FileOps = {
     const { device } = df;
     if ((yield* device.ops.pmRuntimeResumeAndGet()) instanceof Errno) return EIO;
     try {
+      // Only a file of the device's own node has page tables to choose from.
+      if (df.group === undefined && cmd === V.VFIO_DEVICE_ATTACH_IOMMUFD_PT) return yield* vfioIoctlAttachPt(df, arg);
+      if (df.group === undefined && cmd === V.VFIO_DEVICE_DETACH_IOMMUFD_PT) return yield* vfioIoctlDetachPt(df, arg);
       switch (cmd) {
-        case V.VFIO_DEVICE_ATTACH_IOMMUFD_PT:
-          return yield* vfioIoctlAttachPt(df, arg);
-        case V.VFIO_DEVICE_DETACH_IOMMUFD_PT:
-          return yield* vfioIoctlDetachPt(df, arg);
         case V.VFIO_DEVICE_FEATURE:
           return yield* ioctlFeature(device, arg);
         case V.VFIO_DEVICE_GET_REGION_INFO:
@@ -67,26 +64,15 @@ const vfioDeviceFops: FileOps = {
   },
 
   *release(f: File): Step<void> {
-    yield* vfioCdevRelease(fileOf(f));
+    const df = fileOf(f);
+    yield* df.group === undefined ? vfioCdevClose(df) : vfioDfGroupClose(df);
+    df.device.putRegistration();
   },
 
   fdinfo(f: File): string[] {
     return [`vfio-device-syspath: ${fileOf(f).device.ops.sysfsPath()}`];
   },
 };
-
-/** Puts the node in place: the device can be opened from here on. */
-export function vfioRegisterGroupDev(device: VfioDevice): void {
-  const k = device.kernel;
-  device.startRegistration();
-  k.fs.registerDevice(device.path, {
-    major: VFIO_DEV_MAJOR,
-    minor: device.index,
-    open: (file) => vfioCdevOpen(device, file),
-    ops: vfioDeviceFops,
-  });
-  if (k.trace.on) k.trace.emit({ type: "vfio.register", device: device.dev.name, name: device.name });
-}
 
 const KNOWN_FLAGS = V.VFIO_DEVICE_FEATURE_MASK | V.VFIO_DEVICE_FEATURE_SET | V.VFIO_DEVICE_FEATURE_GET | V.VFIO_DEVICE_FEATURE_PROBE;
 

@@ -22,12 +22,14 @@ import type { Step } from "../../sched/task.ts";
 import { WaitQueue } from "../../sched/wait.ts";
 import { VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET } from "../../uapi/vfio.ts";
 import type { Device } from "../device.ts";
+import type { IommuGroup } from "../iommu/group.ts";
 import type { IommufdCtx } from "../iommufd/ctx.ts";
 import type { IommufdDevice } from "../iommufd/device.ts";
 import type { Kernel } from "../kernel.ts";
 import { FileMapping } from "../mm/file_mapping.ts";
 import type { Vma } from "../mm/vma.ts";
 import { VfioDeviceSet } from "./device_set.ts";
+import type { VfioGroup } from "./group.ts";
 import type { InfoCaps } from "./info_caps.ts";
 
 const REQUEST_INTERVAL_NS = 10_000_000_000;
@@ -59,6 +61,8 @@ export interface VfioDeviceOps {
   sysfsPath(): string;
   /** Asks the user to let go; `count` is how many times it was asked before. */
   request(count: number): void;
+  /** Is it meant by a name given to the group? The name may carry options, which can be wrong. The group's device lock held. */
+  match(name: string): Step<boolean | Errno>;
   /** `uuid`: 16 bytes, or undefined when none was given. dev_set->lock held. */
   matchTokenUuid(uuid: Uint8Array | undefined): Step<Errno | undefined>;
   /** Wakes the device for the length of a call. */
@@ -82,6 +86,8 @@ export class VfioDevice {
   iommufdDevice: IommufdDevice | undefined = undefined;
   /** The whole function is attached to a page table; dev_set->lock. */
   iommufdAttached = false;
+  /** From registration to the end of its removal. */
+  group: VfioGroup | undefined = undefined;
   /** PASIDs attached one by one; dev_set->lock. */
   readonly pasids: Set<number> = new Set();
   /** Where its regions are mapped, through whichever file. */
@@ -142,6 +148,7 @@ export class VfioDevice {
   *unregister(): Step<void> {
     const k = this.kernel;
     const state = vfioOf(k);
+    if (this.group !== undefined) yield* this.group.unregister(this);
     k.fs.unregisterDevice(this.path);
     if (k.trace.on)
       k.trace.emit({ type: "vfio.unregister", device: this.dev.name, name: this.name, registrations: this.registrations - 1 });
@@ -174,6 +181,8 @@ export class VfioDevice {
         state.requestTimers--;
       }
     }
+    if (this.group !== undefined) yield* this.group.remove();
+    this.group = undefined;
     state.devices.delete(this);
     if (k.trace.on) k.trace.emit({ type: "vfio.unregistered", device: this.dev.name, name: this.name });
   }
@@ -187,17 +196,20 @@ export class VfioDevice {
   }
 }
 
-/** What an open cdev file knows. */
+/** What an open file of a device knows. */
 export class VfioDeviceFile {
   readonly device: VfioDevice;
+  /** The group that opened it; undefined for the device's own node. */
+  readonly group: VfioGroup | undefined;
   /** Set once bound; every call but BIND_IOMMUFD answers EINVAL before. */
   accessGranted = false;
   iommufd: IommufdCtx | undefined = undefined;
   /** Id of the bound device object in that iommufd. */
   devid = 0;
 
-  constructor(device: VfioDevice) {
+  constructor(device: VfioDevice, group?: VfioGroup) {
     this.device = device;
+    this.group = group;
   }
 }
 
@@ -205,6 +217,10 @@ export class VfioDeviceFile {
 export class VfioSubsystem {
   /** Registered devices, in order of registration. */
   readonly devices: Set<VfioDevice> = new Set();
+  /** Groups with a device that is registered or being removed. */
+  readonly groups: Map<IommuGroup, VfioGroup> = new Map();
+  /** DMA mappings in every type1 container. */
+  liveDmas = 0;
   /** Pending timers of removals that will repeat their request. */
   requestTimers = 0;
   readonly #kernel: Kernel;

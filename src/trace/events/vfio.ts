@@ -6,6 +6,16 @@ export type VfioEvent =
   | { readonly type: "vfio.request"; readonly device: string; readonly count: number; readonly relayed: boolean }
   | { readonly type: "vfio.open"; readonly device: string; readonly name: string }
   | { readonly type: "vfio.close"; readonly device: string; readonly name: string }
+  | { readonly type: "vfio.container"; readonly group: number; readonly what: "set" | "unset" }
+  | {
+      readonly type: "vfio.map_dma";
+      readonly iova: bigint;
+      readonly length: bigint;
+      readonly vaddr: bigint;
+      readonly prot: number;
+      readonly errno: string | undefined;
+    }
+  | { readonly type: "vfio.unmap_dma"; readonly iova: bigint; readonly length: bigint; readonly unmapped: bigint }
   | { readonly type: "vfio.bind"; readonly device: string; readonly devid: number }
   | { readonly type: "vfio.attach"; readonly device: string; readonly ptId: number; readonly pasid: number | undefined }
   | { readonly type: "vfio.detach"; readonly device: string; readonly pasid: number | undefined }

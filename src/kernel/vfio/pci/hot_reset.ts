@@ -2,7 +2,8 @@
  * Reset of everything behind one slot or bus.
  *
  * Every function that the reset reaches must be a VFIO device of the set and
- * belong to the caller's iommufd. ML of each is only tried, never waited for:
+ * belong to the caller: to its iommufd, or, where the caller opened its device
+ * through a group, to one of the groups whose descriptors it gives. ML of each is only tried, never waited for:
  * taking several would deadlock against a task that holds one. A device that is
  * busy ends it with EBUSY; those before it are restored, but what their
  * importers had mapped stays dead.
@@ -10,14 +11,16 @@
  * Lock order: dev_set->lock → ML(W, trylock) of each → reservation.
  * Source: vfio_pci_dev_set_hot_reset and its callers in vfio_pci_core.c; spec §6.
  */
-import { EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, Errno } from "../../../lib/errno.ts";
+import { EBADF, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import * as V from "../../../uapi/vfio.ts";
+import type { File } from "../../fs/file.ts";
 import type { IommufdCtx } from "../../iommufd/ctx.ts";
 import { copyFromUser, copyToUser } from "../../mm/user_memory.ts";
 import type { PciDev } from "../../pci/pci_dev.ts";
 import type { VfioDeviceSet } from "../device_set.ts";
+import { type VfioGroup, vfioGroupFromFile } from "../group.ts";
 import { vfioIommufdDeviceCtx, vfioIommufdGetDevId } from "../iommufd.ts";
 import type { VfioDevice } from "../vfio_main.ts";
 import { PCI_D0, VfioPciCoreDevice } from "./vfio_pci_core.ts";
@@ -39,19 +42,24 @@ export function* vfioPciIoctlGetHotResetInfo(vdev: VfioPciCoreDevice, arg: bigin
     return copyToUser(k, arg, hdr.bytes) !== 0 ? EFAULT : ENOSPC;
   }
   const devices = new Uint8Array(affected.length * each);
-  let flags = V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID | V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED;
+  const byNode = vdev.vdev.cdevOpened;
+  let flags = byNode ? V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID | V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED : 0;
   const { devSet } = vdev.vdev;
   yield* devSet.lock.lock();
   try {
-    affected.forEach((pdev, i) => {
-      const devid = ownedId(devSet.find(pdev), vfioIommufdDeviceCtx(vdev.vdev));
-      if (devid === V.VFIO_PCI_DEVID_NOT_OWNED) flags &= ~V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED;
+    for (const [i, pdev] of affected.entries()) {
       const out = V.VfioPciDependentDevice.over(devices, i * each);
-      out.devid = devid;
+      if (byNode) {
+        out.devid = ownedId(devSet.find(pdev), vfioIommufdDeviceCtx(vdev.vdev));
+        if (out.devid === V.VFIO_PCI_DEVID_NOT_OWNED) flags &= ~V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED;
+      } else {
+        if (pdev.iommuGroup === undefined) return EPERM;
+        out.group_id = pdev.iommuGroup.id;
+      }
       out.segment = Number.parseInt(pdev.name.split(":")[0] ?? "0", 16);
       out.bus = pdev.pciBus.number;
       out.devfn = pdev.devfn;
-    });
+    }
   } finally {
     devSet.lock.unlock();
   }
@@ -68,17 +76,46 @@ function ownedId(vdev: VfioDevice | undefined, ctx: IommufdCtx | undefined): num
   return id instanceof Errno ? V.VFIO_PCI_DEVID_NOT_OWNED : id;
 }
 
-/** VFIO_DEVICE_PCI_HOT_RESET. EINVAL also for group descriptors: a device opened by its node proves ownership by its iommufd. */
+/** Who may reset a device, as the caller proves it. */
+type IsOwned = (vdev: VfioDevice) => boolean;
+
+/** VFIO_DEVICE_PCI_HOT_RESET. A device opened by its node must come without descriptors, one opened by its group with some: EINVAL. */
 export function* vfioPciIoctlHotReset(vdev: VfioPciCoreDevice, arg: bigint): Step<number | Errno> {
   const hdr = V.VfioPciHotReset.alloc();
   if (copyFromUser(vdev.kernel, hdr.bytes, arg) !== 0) return EFAULT;
   if (hdr.argsz < V.VfioPciHotReset.size || hdr.flags !== 0) return EINVAL;
-  if (hdr.count !== 0) return EINVAL;
+  if ((hdr.count !== 0) === vdev.vdev.cdevOpened) return EINVAL;
   if (!(yield* canReset(vdev.pdev))) return ENODEV;
-  return (yield* hotReset(vdev.vdev.devSet, vfioIommufdDeviceCtx(vdev.vdev))) ?? 0;
+  if (hdr.count > 0) return yield* hotResetGroups(vdev, hdr.count, arg + BigInt(V.VfioPciHotReset.size));
+  const ctx = vfioIommufdDeviceCtx(vdev.vdev);
+  return (yield* hotReset(vdev.vdev.devSet, (v) => ownedId(v, ctx) !== V.VFIO_PCI_DEVID_NOT_OWNED)) ?? 0;
 }
 
-function* hotReset(set: VfioDeviceSet, ctx: IommufdCtx | undefined): Step<Errno | undefined> {
+/** The groups stay open during the reset. EINVAL: more groups than functions, or no group; EBADF. */
+function* hotResetGroups(vdev: VfioPciCoreDevice, count: number, fds: bigint): Step<number | Errno> {
+  const k = vdev.kernel;
+  if (count > reached(vdev.pdev).length) return EINVAL;
+  const bytes = new Uint8Array(4 * count);
+  if (copyFromUser(k, bytes, fds) !== 0) return EFAULT;
+  const view = new DataView(bytes.buffer);
+  const files: File[] = [];
+  const groups = new Set<VfioGroup>();
+  try {
+    for (let i = 0; i < count; i++) {
+      const file = k.current.files.fget(view.getInt32(4 * i, true));
+      if (file instanceof Errno) return EBADF;
+      files.push(file);
+      const group = vfioGroupFromFile(file);
+      if (group === undefined) return EINVAL;
+      groups.add(group);
+    }
+    return (yield* hotReset(vdev.vdev.devSet, (v) => v.group !== undefined && groups.has(v.group))) ?? 0;
+  } finally {
+    for (const file of files.reverse()) k.fs.fput(file);
+  }
+}
+
+function* hotReset(set: VfioDeviceSet, isOwned: IsOwned): Step<Errno | undefined> {
   yield* set.lock.lock();
   try {
     const pdev = yield* resettable(set);
@@ -89,7 +126,7 @@ function* hotReset(set: VfioDeviceSet, ctx: IommufdCtx | undefined): Step<Errno 
     const locked: VfioPciCoreDevice[] = [];
     let error: Errno | undefined;
     try {
-      error = yield* lockAndRevoke(all, ctx, locked);
+      error = yield* lockAndRevoke(all, isOwned, locked);
       if (error === undefined) {
         for (const v of all) yield* v.setPowerState(PCI_D0);
         error = yield* pdev.resetBus();
@@ -110,13 +147,9 @@ function* hotReset(set: VfioDeviceSet, ctx: IommufdCtx | undefined): Step<Errno 
 }
 
 /** Takes ML of each in order, noting in `locked` those that were taken. */
-function* lockAndRevoke(
-  all: readonly VfioPciCoreDevice[],
-  ctx: IommufdCtx | undefined,
-  locked: VfioPciCoreDevice[],
-): Step<Errno | undefined> {
+function* lockAndRevoke(all: readonly VfioPciCoreDevice[], isOwned: IsOwned, locked: VfioPciCoreDevice[]): Step<Errno | undefined> {
   for (const v of all) {
-    if (ownedId(v.vdev, ctx) === V.VFIO_PCI_DEVID_NOT_OWNED) return EINVAL;
+    if (!isOwned(v.vdev)) return EINVAL;
     if (!(yield* v.memoryLock.tryDownWrite())) return EBUSY;
     locked.push(v);
     yield* vfioPciDmaBufMove(v, true);
