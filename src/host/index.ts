@@ -1,10 +1,12 @@
 /** The host: Linux system calls for `supervise`, and the only FFI there is. See README.md. */
 export * from "./bpf.ts";
+export * from "./epoll.ts";
 export * from "./eventfd.ts";
 export * from "./fd.ts";
 export { arch, nr } from "./ffi.ts";
 export * from "./host_error.ts";
 export * from "./inotify.ts";
+export * from "./kcmp.ts";
 export * from "./memfd.ts";
 export * from "./notify.ts";
 export * from "./openat.ts";
@@ -15,6 +17,7 @@ export * from "./proc.ts";
 export * from "./process_vm.ts";
 export * from "./rlimit.ts";
 export * from "./seccomp.ts";
+export * from "./socket.ts";
 export * from "./spawn.ts";
 export * from "./stat.ts";
 export * from "./syscall_table.ts";

@@ -11,5 +11,9 @@ export function startWorker(name: `./${string}.ts`, base: string, options: Worke
   if (!base.endsWith(".ts")) return new Worker(new URL(name.replace(/\.ts$/, ".js"), base), all);
   // A worker does not get the loader of its parent, nor by `--import`.
   const [api, module] = [import.meta.resolve("tsx/esm/api"), new URL(name, base).href].map((url) => JSON.stringify(url));
-  return new Worker(`import(${api}).then(({ register }) => { register(); return import(${module}); });`, { ...all, eval: true, execArgv: [] });
+  return new Worker(`import(${api}).then(({ register }) => { register(); return import(${module}); });`, {
+    ...all,
+    eval: true,
+    execArgv: [],
+  });
 }
