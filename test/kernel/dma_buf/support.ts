@@ -127,7 +127,7 @@ export class Exporter {
     };
   }
 
-  export(rig: Rig, size = 0x1000n): DmaBuf {
+  export(rig: Pick<Rig, "kernel">, size = 0x1000n): DmaBuf {
     rig.kernel.modules.load("exporter");
     return ok(dmaBufExport(rig.kernel, { expName: "exporter", owner: "exporter", ops: this.ops, size, flags: 2, priv: this }));
   }
