@@ -51,17 +51,67 @@ export interface PciDriver {
 
 const differs = (want: number | undefined, have: number): boolean => want !== undefined && want !== have;
 
-function idMatches(id: PciDeviceId, dev: PciDev): boolean {
+type Identity = Pick<PciDev, "vendor" | "device" | "subsystemVendor" | "subsystemDevice" | "class">;
+
+function idMatches(id: PciDeviceId, dev: Identity): boolean {
   if (differs(id.vendor, dev.vendor) || differs(id.device, dev.device)) return false;
   if (differs(id.subsystemVendor, dev.subsystemVendor) || differs(id.subsystemDevice, dev.subsystemDevice)) return false;
   const mask = id.classMask ?? 0xffffff;
   return id.class === undefined || (id.class & mask) === (dev.class & mask);
 }
 
+const added: WeakMap<PciDriver, PciDeviceId[]> = new WeakMap();
+
+/** Ids that user space gave a driver (new_id), in order. */
+export function dynamicIds(driver: PciDriver): PciDeviceId[] {
+  let ids = added.get(driver);
+  if (ids === undefined) {
+    ids = [];
+    added.set(driver, ids);
+  }
+  return ids;
+}
+
+/** Takes back the first such id that is about the same devices (an absent field only covers an absent one); false when there is none. */
+export function dropDynamicId(driver: PciDriver, id: PciDeviceId): boolean {
+  const ids = dynamicIds(driver);
+  const covers = (want: number | undefined, have: number | undefined): boolean => want === undefined || want === have;
+  const i = ids.findIndex(
+    (d) =>
+      d.vendor === id.vendor &&
+      d.device === id.device &&
+      covers(id.subsystemVendor, d.subsystemVendor) &&
+      covers(id.subsystemDevice, d.subsystemDevice) &&
+      (((id.class ?? 0) ^ (d.class ?? 0)) & (id.classMask ?? 0)) === 0,
+  );
+  if (i < 0) return false;
+  ids.splice(i, 1);
+  return true;
+}
+
+/** Whether the driver takes a device of exactly these ids, with no driver_override. */
+export function takesId(driver: PciDriver, id: PciDeviceId & { readonly vendor: number; readonly device: number }): boolean {
+  const like = {
+    vendor: id.vendor,
+    device: id.device,
+    subsystemVendor: id.subsystemVendor ?? ANY,
+    subsystemDevice: id.subsystemDevice ?? ANY,
+    class: id.class ?? 0,
+  };
+  return matchesAny(driver, like);
+}
+
+/** PCI_ANY_ID, in a description of a device that is not there. */
+const ANY = 0xffff_ffff;
+
+function matchesAny(driver: PciDriver, dev: Identity): boolean {
+  return added.get(driver)?.some((id) => idMatches(id, dev)) === true || driver.ids.some((id) => id.overrideOnly !== true && idMatches(id, dev));
+}
+
 /** Whether `driver` may take `dev`; driver_override names the only one that may, whatever its ids. */
 export function driverMatches(driver: PciDriver, dev: PciDev): boolean {
   if (dev.driverOverride !== undefined) return dev.driverOverride === driver.name;
-  return driver.ids.some((id) => id.overrideOnly !== true && idMatches(id, dev));
+  return matchesAny(driver, dev);
 }
 
 /** ENODEV: it does not match, or the device is gone; EBUSY: another driver has it, or user space its group. */
@@ -85,6 +135,7 @@ function* probeLocked(dev: PciDev, driver: PciDriver): Step<Errno | undefined> {
   yield* dev.pm.getSync();
   dev.driver = driver;
   const failed = yield* driver.probe(dev);
+  dev.kernel.pci.generation++;
   const trace = dev.kernel.trace;
   if (trace.on) trace.emit({ type: "pci.bind", device: dev.name, driver: driver.name, result: failed?.name ?? "ok" });
   if (failed === undefined) return undefined;
@@ -116,6 +167,7 @@ export function* unbindDriver(dev: PciDev, driver?: PciDriver): Step<Errno | und
 
 /** What belongs to the driver goes with it; its p2pdma providers too. */
 function forget(dev: PciDev): void {
+  dev.kernel.pci.generation++;
   dev.driver = undefined;
   dev.driverData = undefined;
   dev.p2pdma = undefined;

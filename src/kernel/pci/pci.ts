@@ -9,11 +9,20 @@
  * Source: drivers/pci/{probe,remove,search}.c; the work is in topology.ts,
  * driver.ts and iov.ts.
  */
-import { EBUSY, ENODEV, ENOENT, ERANGE, Errno } from "../../lib/errno.ts";
+import { EBUSY, EEXIST, ENODEV, ENOENT, ERANGE, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import type { Kernel } from "../kernel.ts";
 import { PciBus } from "./bus.ts";
-import { bindDriver, driverMatches, type PciDriver, unbindDriver } from "./driver.ts";
+import {
+  bindDriver,
+  driverMatches,
+  dropDynamicId,
+  dynamicIds,
+  type PciDeviceId,
+  type PciDriver,
+  takesId,
+  unbindDriver,
+} from "./driver.ts";
 import { PciFunction } from "./function.ts";
 import { joinIommuGroup } from "./groups.ts";
 import { disableSriov, PciIov } from "./iov.ts";
@@ -35,6 +44,8 @@ export class PciSubsystem {
   cpuSupportsP2pdma = false;
   /** What the kernel does with ACS; see `PciTopology`. */
   acsPolicy: AcsPolicy = { enable: true, disableRedirect: new Set() };
+  /** Grows with everything that changes what there is and what drives it: whoever shows that looks here for news. */
+  generation = 0;
   readonly #drivers: Map<string, PciDriver> = new Map();
   readonly #byRid: Map<number, PciDev> = new Map();
 
@@ -81,6 +92,7 @@ export class PciSubsystem {
 
   /** Puts a function on its bus and into its IOMMU group. */
   add(dev: PciDev): void {
+    this.generation++;
     dev.fn.owner = dev;
     dev.pciBus.devices.push(dev);
     this.devices.set(dev.name, dev);
@@ -92,6 +104,7 @@ export class PciSubsystem {
 
   /** Takes a function off its bus; its driver is gone already. */
   drop(dev: PciDev): void {
+    this.generation++;
     dev.removed = true;
     dev.fn.unplug();
     const list = dev.pciBus.devices;
@@ -110,7 +123,13 @@ export class PciSubsystem {
   /** Makes the driver known; devices that match and have none are bound by `probeAll`. */
   registerDriver(driver: PciDriver): void {
     if (this.#drivers.has(driver.name)) throw new TypeError(`a driver named ${driver.name} is already registered`);
+    this.generation++;
     this.#drivers.set(driver.name, driver);
+  }
+
+  /** In order of registration. */
+  get drivers(): Iterable<PciDriver> {
+    return this.#drivers.values();
   }
 
   driver(name: string): PciDriver | undefined {
@@ -119,12 +138,33 @@ export class PciSubsystem {
 
   /** Tries every registered driver on every device without one, in order; a failing probe leaves the device alone. */
   *probeAll(): Step<void> {
-    for (const dev of [...this.devices.values()]) {
-      for (const driver of this.#drivers.values()) {
-        if (dev.driver !== undefined) break;
-        if (driverMatches(driver, dev)) yield* bindDriver(dev, driver);
-      }
+    for (const dev of [...this.devices.values()]) yield* this.probe(dev);
+  }
+
+  /** The same for one device (device_attach). */
+  *probe(dev: PciDev): Step<void> {
+    for (const driver of [...this.#drivers.values()]) {
+      if (dev.driver !== undefined) break;
+      if (driverMatches(driver, dev)) yield* bindDriver(dev, driver);
     }
+  }
+
+  /**
+   * A write to new_id: the driver takes `id` too from now on, and all that matches it and has no driver. EEXIST: it takes such a device already.
+   * Its devices stay bound when the id is removed.
+   */
+  *addDynamicId(driver: PciDriver, id: PciDeviceId & { readonly vendor: number; readonly device: number }): Step<Errno | undefined> {
+    if (takesId(driver, id)) return EEXIST;
+    dynamicIds(driver).push(id);
+    for (const dev of [...this.devices.values()]) {
+      if (dev.driver === undefined && driverMatches(driver, dev)) yield* bindDriver(dev, driver);
+    }
+    return undefined;
+  }
+
+  /** A write to remove_id. ENODEV: no such id was added. */
+  removeDynamicId(driver: PciDriver, id: PciDeviceId): Errno | undefined {
+    return dropDynamicId(driver, id) ? undefined : ENODEV;
   }
 
   /** Binds the named driver (or the object) to the device at `bdf`, as a write to the driver's `bind` does. */

@@ -56,6 +56,11 @@ export class RuntimePm {
     yield* this.resume();
   }
 
+  /** The ban that holds from boot, or from user space's "on", until `allow`. */
+  get forbidden(): boolean {
+    return this.#forbidden;
+  }
+
   getNoresume(): void {
     this.usageCount++;
   }

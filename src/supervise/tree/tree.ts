@@ -1,0 +1,125 @@
+/**
+ * The whole tree, kept in step with the kernel.
+ *
+ * `current` renders it anew when the kernel has changed since. Nothing else
+ * changes a tree; its files read the kernel when they are opened.
+ *
+ * `MOUNTS` are the places at which the tree covers what the machine has:
+ * at and below one of them, a path is ours, whether or not there is anything;
+ * everywhere else the machine's own files show.
+ */
+import { posix } from "node:path";
+import type { Kernel } from "../../kernel/kernel.ts";
+import { type DirNode, type Node, TreeBuilder } from "./node.ts";
+import { renderDevices, renderModules } from "./render_class.ts";
+import { renderGroups } from "./render_groups.ts";
+import { renderPci } from "./render_pci.ts";
+import { newTreeState, type TreeState } from "./state.ts";
+
+export const MOUNTS: readonly string[] = [
+  "/dev/dma_heap",
+  "/dev/iommu",
+  "/dev/udmabuf",
+  "/dev/vfio",
+  "/sys/bus/pci",
+  "/sys/class/dma_heap",
+  "/sys/class/iommu",
+  "/sys/class/misc/iommu",
+  "/sys/class/misc/udmabuf",
+  "/sys/class/misc/vfio",
+  "/sys/class/vfio",
+  "/sys/class/vfio-dev",
+  "/sys/devices/pci0000:00",
+  "/sys/devices/virtual/dma_heap",
+  "/sys/devices/virtual/iommu",
+  "/sys/devices/virtual/misc/iommu",
+  "/sys/devices/virtual/misc/udmabuf",
+  "/sys/devices/virtual/misc/vfio",
+  "/sys/devices/virtual/vfio",
+  "/sys/kernel/iommu_groups",
+  "/sys/module/iommufd",
+  "/sys/module/vfio",
+  "/sys/module/vfio_iommu_type1",
+  "/sys/module/vfio_pci",
+  "/sys/module/vfio_pci_core",
+];
+
+/** /sys/dev/char is the machine's; only the numbers of our nodes are ours. */
+const BY_NUMBER = "/sys/dev/char/";
+
+const mounts: ReadonlySet<string> = new Set(MOUNTS);
+/** Directories on the way to a mount, the mounts themselves not among them. */
+const above: ReadonlySet<string> = new Set(
+  [...MOUNTS, `${BY_NUMBER}0:0`].flatMap((m) => {
+    const out: string[] = [];
+    for (let d = posix.dirname(m); ; d = posix.dirname(d)) {
+      out.push(d);
+      if (d === "/") return out;
+    }
+  }),
+);
+
+export class Tree {
+  readonly kernel: Kernel;
+  readonly state: TreeState = newTreeState();
+  #root: DirNode | undefined = undefined;
+  #seen = "";
+
+  constructor(kernel: Kernel) {
+    this.kernel = kernel;
+  }
+
+  /** Counts up whenever the kernel is not what it was when the tree was rendered last. */
+  get version(): string {
+    const { pci, fs, iommu } = this.kernel;
+    return `${pci.generation}.${fs.devices.size}.${iommu.groups.size}`;
+  }
+
+  /** The root, as things are. */
+  get current(): DirNode {
+    const now = this.version;
+    if (this.#root === undefined || this.#seen !== now) {
+      const t = new TreeBuilder();
+      renderPci(t, this.kernel, this.state);
+      renderGroups(t, this.kernel, this.state);
+      renderDevices(t, this.kernel);
+      renderModules(t, this.kernel, this.state);
+      for (const m of MOUNTS) if (m === "/dev/vfio" || m === "/dev/dma_heap") t.dir(m);
+      this.#root = t.root;
+      this.#seen = now;
+    }
+    return this.#root;
+  }
+
+  /** The node at a path of ours; links are not followed. undefined: there is none, or the path is not ours. */
+  lookup(path: string): Node | undefined {
+    let node: Node = this.current;
+    for (const name of path.split("/")) {
+      if (name === "") continue;
+      if (node.kind !== "dir") return undefined;
+      const next = node.children.get(name);
+      if (next === undefined) return undefined;
+      node = next;
+    }
+    return isOurs(node.path, this) ? node : undefined;
+  }
+
+  /** Where the tree begins: a mount, or a number in /sys/dev/char that is one of ours. */
+  isMount(path: string): boolean {
+    if (mounts.has(path)) return true;
+    if (!path.startsWith(BY_NUMBER)) return false;
+    const char = this.current.children.get("sys") as DirNode | undefined;
+    const dev = (char?.children.get("dev") as DirNode | undefined)?.children.get("char") as DirNode | undefined;
+    return dev?.children.has(path.slice(BY_NUMBER.length)) === true;
+  }
+
+  /** A directory of the machine's on the way to ours: it is a directory, whatever else the machine says. */
+  isAbove(path: string): boolean {
+    return above.has(path);
+  }
+}
+
+function isOurs(path: string, tree: Tree): boolean {
+  for (let d = path; d !== "/"; d = posix.dirname(d)) if (tree.isMount(d)) return true;
+  return false;
+}
