@@ -3,11 +3,14 @@
  *
  * The signal is consumed: the counter goes back to zero. `handler` runs where
  * the signal came from and may not sleep; when it answers true, `thread` runs
- * in a worker. The eventfd's last close ends it.
+ * in a worker; signals that come before the worker has begun count as one.
+ * The eventfd's last close ends it. Whoever ends it waits for the worker, which
+ * uses what is about to be taken down.
  * Source: drivers/vfio/virqfd.c.
  */
 import { EBUSY, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
+import { Completion } from "../../sched/wait.ts";
 import { type EventfdCtx, eventfdCtxFromFd } from "../fs/eventfd.ts";
 import type { Kernel } from "../kernel.ts";
 
@@ -17,6 +20,12 @@ export class Virqfd {
   readonly #handler: () => boolean;
   readonly #thread: () => Step<void>;
   #active = true;
+  /** A worker that has not begun. */
+  #queued = false;
+  /** Workers that have not ended. */
+  #working = 0;
+  /** Ends with the last of them. */
+  #idle: Completion | undefined = undefined;
 
   private constructor(kernel: Kernel, ctx: EventfdCtx, handler: () => boolean, thread: () => Step<void>) {
     this.#kernel = kernel;
@@ -43,7 +52,20 @@ export class Virqfd {
     return v;
   }
 
-  disable(): void {
+  /** Listens no more, and waits for a worker that is under way. No lock held that the thread takes. */
+  *disable(): Step<void> {
+    this.#deactivate();
+    yield* this.flush();
+  }
+
+  /** Waits for a worker that is under way. */
+  *flush(): Step<void> {
+    if (this.#working === 0) return;
+    this.#idle ??= new Completion(this.#kernel.sched, "vfio-irqfd");
+    yield* this.#idle.wait();
+  }
+
+  #deactivate(): void {
     if (!this.#active) return;
     this.#active = false;
     this.#ctx.pollQueue.remove(this.#wakeup);
@@ -56,11 +78,27 @@ export class Virqfd {
   }
 
   readonly #wakeup = (hungUp: boolean): void => {
-    if (hungUp) this.disable();
+    if (hungUp) this.#deactivate();
     else if (this.#active && this.#ctx.consume() > 0n) this.#run();
   };
 
   #run(): void {
-    if (this.#handler()) this.#kernel.sched.spawn("vfio-irqfd", this.#thread);
+    if (!this.#handler() || this.#queued) return;
+    this.#queued = true;
+    this.#working++;
+    this.#kernel.sched.spawn("vfio-irqfd", () => this.#work());
+  }
+
+  *#work(): Step<void> {
+    this.#queued = false;
+    try {
+      yield* this.#thread();
+    } finally {
+      this.#working--;
+      if (this.#working === 0) {
+        this.#idle?.completeAll();
+        this.#idle = undefined;
+      }
+    }
   }
 }

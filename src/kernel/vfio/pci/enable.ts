@@ -118,7 +118,7 @@ function* disable(vdev: VfioPciCoreDevice): Step<void> {
   yield* vdev.setPowerState(PCI_D0);
   pdev.setMaster(false);
   yield* vfioPciIrqsDisable(vdev);
-  vfioPciIoeventfdsCleanup(vdev);
+  yield* vfioPciIoeventfdsCleanup(vdev);
   vdev.virqDisabled = false;
   vfioConfigFree(vdev);
   for (let bar = 0; bar < PCI_STD_NUM_BARS; bar++) {

@@ -51,8 +51,8 @@ export function* vfioPciIoctlIoeventfd(vdev: VfioPciCoreDevice, arg: bigint): St
     const at = vdev.ioeventfds.findIndex((e) => e.pos === pos && e.bar === bar && e.data === data && e.count === count);
     if (at >= 0) {
       if (fd !== -1) return EEXIST;
-      vdev.ioeventfds[at]?.virqfd.disable();
-      vdev.ioeventfds.splice(at, 1);
+      const [gone] = vdev.ioeventfds.splice(at, 1);
+      if (gone !== undefined) yield* gone.virqfd.disable();
       return 0;
     }
     if (fd < 0) return ENODEV;
@@ -79,7 +79,7 @@ export function* vfioPciIoctlIoeventfd(vdev: VfioPciCoreDevice, arg: bigint): St
   }
 }
 
-/** The device is being closed. */
-export function vfioPciIoeventfdsCleanup(vdev: VfioPciCoreDevice): void {
-  for (const e of vdev.ioeventfds.splice(0)) e.virqfd.disable();
+/** The device is being closed; a write that was left to a worker still goes out. ML not held. */
+export function* vfioPciIoeventfdsCleanup(vdev: VfioPciCoreDevice): Step<void> {
+  for (const e of vdev.ioeventfds.splice(0)) yield* e.virqfd.disable();
 }

@@ -66,9 +66,9 @@ export function* vfioPciSetIrqs(vdev: VfioPciCoreDevice, set: IrqSet): Step<Errn
   const trigger = action === V.VFIO_IRQ_SET_ACTION_TRIGGER;
   switch (set.index) {
     case V.VFIO_PCI_INTX_IRQ_INDEX:
-      if (trigger) return setIntxTrigger(vdev, set);
+      if (trigger) return yield* setIntxTrigger(vdev, set);
       if (action === V.VFIO_IRQ_SET_ACTION_MASK) return setIntxMask(vdev, set);
-      if (action === V.VFIO_IRQ_SET_ACTION_UNMASK) return setIntxUnmask(vdev, set);
+      if (action === V.VFIO_IRQ_SET_ACTION_UNMASK) return yield* setIntxUnmask(vdev, set);
       return ENOTTY;
     case V.VFIO_PCI_MSI_IRQ_INDEX:
     case V.VFIO_PCI_MSIX_IRQ_INDEX:
@@ -185,10 +185,10 @@ function intxEnable(vdev: VfioPciCoreDevice, trigger: EventfdCtx | undefined): E
   return error;
 }
 
-function intxDisable(vdev: VfioPciCoreDevice): void {
+function* intxDisable(vdev: VfioPciCoreDevice): Step<void> {
   const ctx = intxCtx(vdev);
   const { pdev } = vdev;
-  ctx.unmask?.disable();
+  if (ctx.unmask !== undefined) yield* ctx.unmask.disable();
   pdev.freeIrq(0);
   if (!vdev.pci23 && ctx.masked) pdev.irqs.enableLine();
   pdev.freeIrqVectors();
@@ -199,22 +199,22 @@ function intxDisable(vdev: VfioPciCoreDevice): void {
 
 const isOneVector = (set: IrqSet): boolean => set.start === 0 && set.count === 1;
 
-function setIntxUnmask(vdev: VfioPciCoreDevice, set: IrqSet): Errno | undefined {
+function* setIntxUnmask(vdev: VfioPciCoreDevice, set: IrqSet): Step<Errno | undefined> {
   if (!isIntx(vdev) || !isOneVector(set)) return EINVAL;
   if (has(set, V.VFIO_IRQ_SET_DATA_NONE)) {
     intxUnmaskAndResend(vdev);
   } else if (has(set, V.VFIO_IRQ_SET_DATA_BOOL)) {
     if (set.data[0] !== 0) intxUnmaskAndResend(vdev);
   } else {
-    return setUnmaskEventfd(vdev, fdAt(set, 0));
+    return yield* setUnmaskEventfd(vdev, fdAt(set, 0));
   }
   return undefined;
 }
 
-function setUnmaskEventfd(vdev: VfioPciCoreDevice, fd: number): Errno | undefined {
+function* setUnmaskEventfd(vdev: VfioPciCoreDevice, fd: number): Step<Errno | undefined> {
   const ctx = intxCtx(vdev);
   if (fd < 0) {
-    ctx.unmask?.disable();
+    if (ctx.unmask !== undefined) yield* ctx.unmask.disable();
     ctx.unmask = undefined;
     return undefined;
   }
@@ -234,9 +234,9 @@ function setIntxMask(vdev: VfioPciCoreDevice, set: IrqSet): Errno | undefined {
   return undefined;
 }
 
-function setIntxTrigger(vdev: VfioPciCoreDevice, set: IrqSet): Errno | undefined {
+function* setIntxTrigger(vdev: VfioPciCoreDevice, set: IrqSet): Step<Errno | undefined> {
   if (isIntx(vdev) && set.count === 0 && has(set, V.VFIO_IRQ_SET_DATA_NONE)) {
-    intxDisable(vdev);
+    yield* intxDisable(vdev);
     return undefined;
   }
   if (!(isIntx(vdev) || isNone(vdev)) || !isOneVector(set)) return EINVAL;
@@ -249,8 +249,13 @@ function setIntxTrigger(vdev: VfioPciCoreDevice, set: IrqSet): Errno | undefined
       return error;
     }
     const ctx = intxCtx(vdev);
-    ctx.trigger?.put();
+    const old = ctx.trigger;
     ctx.trigger = trigger;
+    if (old !== undefined) {
+      // A resend that is under way signals one of the two, and not one that is gone.
+      if (ctx.unmask !== undefined) yield* ctx.unmask.flush();
+      old.put();
+    }
     return undefined;
   }
   if (!isIntx(vdev)) return EINVAL;
