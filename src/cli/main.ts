@@ -21,6 +21,14 @@ program
     process.exitCode = tour(options);
   });
 
+program
+  .command("doctor")
+  .description("say what this machine allows, with reasons and remedies")
+  .action(async () => {
+    const { doctor } = await import("./doctor.ts");
+    process.exitCode = await doctor();
+  });
+
 const machine = program.command("machine").description("machine descriptions");
 machine
   .command("check")
