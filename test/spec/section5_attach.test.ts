@@ -9,9 +9,11 @@ import {
   IOMMU_HWPT_ALLOC,
   IOMMU_HWPT_ALLOC_PASID,
   IOMMU_IOAS_MAP,
+  IOMMU_IOAS_MAP_FILE,
   IOMMU_IOAS_MAP_READABLE,
   IommuHwptAlloc,
   IommuIoasMap,
+  IommuIoasMapFile,
   MAP_SHARED,
   PCI_COMMAND,
   PCI_COMMAND_MASTER,
@@ -121,6 +123,24 @@ describe("a PASID of a VFIO device", () => {
     expect(s.detachPasid(3)).toBe(0);
     expect(s.attach(s.fd, plain)).toBe(0);
     expect(s.attachPasid(3, pasid)).toBe(EINVAL);
+  });
+
+  test("that keeps its device from another table of the IOAS costs the IOAS no reserved range, unlike on Linux", () => {
+    const s = withPasids();
+    const ioas = s.ioas();
+    const [pasid, plain] = [ok(s.hwpt(ioas, IOMMU_HWPT_ALLOC_PASID)), ok(s.hwpt(ioas))];
+    expect(s.attach(s.fd, pasid)).toBe(0);
+    expect(s.attachPasid(3, pasid)).toBe(pasid);
+    expect(s.attach(s.fd, plain)).toBe(EINVAL);
+    const window = IommuIoasMapFile.alloc({
+      size: IommuIoasMapFile.size,
+      flags: RW | FIXED,
+      ioas_id: ioas,
+      fd: s.exported(),
+      length: RAM_BYTES,
+      iova: 0xfee0_0000n,
+    });
+    expect(s.ioctl(s.iommufd, IOMMU_IOAS_MAP_FILE, window)).toBe(EINVAL);
   });
 
   test("goes with the close of the device", () => {
