@@ -23,16 +23,17 @@ export class EventfdCtx {
   readonly id: number;
   readonly semaphore: boolean;
   /** Pollers, and kernel users that want a call at each change. */
-  readonly pollQueue: PollQueue = new PollQueue();
+  readonly pollQueue: PollQueue;
   readonly waiters: WaitQueue;
   readonly #refs: Refcount = new Refcount("eventfd");
   #count: bigint;
 
-  constructor(kernel: Kernel, initial: number, semaphore: boolean) {
+  constructor(kernel: Kernel, initial: number, semaphore: boolean, pollQueue: PollQueue = new PollQueue()) {
     this.kernel = kernel;
     this.id = kernel.fs.nextEventfdId();
     this.#count = BigInt(initial);
     this.semaphore = semaphore;
+    this.pollQueue = pollQueue;
     this.waiters = new WaitQueue(kernel.sched, "eventfd");
     kernel.fs.eventfds++;
   }

@@ -4,6 +4,8 @@ export type LostReason =
   | "exited"
   /** It is not mapped there any more, and too much was unmapped at once to be kept. */
   | "unmapped"
+  /** mremap moved the page to where barlink does not know. */
+  | "moved"
   /** The file was cut before it. */
   | "truncated"
   /** The file can be read here, and not written: it is sealed, or its owner may only read it. */
@@ -25,7 +27,7 @@ export type MmEvent =
    * A device reached for a pinned page of a real program whose bytes barlink
    * cannot reach any more, where Linux would still hold the page. `origin` is
    * whose page it was, `page` its number there (an address or an offset / 4096);
-   * `pinned` pages of that origin are pinned. See docs/run.md for each reason.
+   * `pinned` pages of that origin are pinned. See supervise/pins.ts.
    */
   | {
       readonly type: "mm.lost";

@@ -1,0 +1,136 @@
+/**
+ * Who a served process is, and what it may lock and open: as the real kernel
+ * says now, read when the embedded kernel asks.
+ *
+ * - uid: the effective one. The user that locked memory is charged to goes by
+ *   the real uid, and is the same object for all processes of that uid.
+ * - capabilities: the effective ones of the calling thread. They count in the
+ *   first user namespace only: `capable()` is what drivers ask, and the root of
+ *   a container without privileges is nobody to it.
+ * - RLIMIT_NOFILE, RLIMIT_MEMLOCK: the soft limits, by prlimit.
+ *
+ * Reading costs some 30 µs, and most calls never ask: it is done once a call,
+ * at the first question (`begin` forgets the answers). What a process that is
+ * gone was last is what it stays.
+ *
+ * Source: current_user(), capable(), rlimit().
+ */
+import { readlinkSync } from "node:fs";
+import { readStatus } from "../host/proc.ts";
+import { getRlimit, RLIMIT_MEMLOCK, RLIMIT_NOFILE } from "../host/rlimit.ts";
+import type { Credentials, Rlimits, UserStruct } from "../kernel/fs/process.ts";
+import type { Kernel } from "../kernel/kernel.ts";
+import { Errno } from "../lib/errno.ts";
+import { bugOn } from "../lib/kernel_bug.ts";
+import * as capability from "../uapi/capability.ts";
+
+/** Capability names by bit. */
+export const CAPABILITIES: readonly string[] = namesByBit();
+/** /proc/PID/ns/user of the namespace the machine started with: PROC_USER_INIT_INO. */
+const FIRST_NAMESPACE = "user:[4026531837]";
+/** More descriptors than a table of the kernel can have. */
+const NOFILE_MAX = 0x4000_0000;
+
+export interface CredentialTarget {
+  readonly pid: number;
+  readonly tid: number;
+}
+
+/** Both what is asked of credentials and of limits; install it in a process by `track`. */
+export class TargetCredentials implements Credentials, Rlimits {
+  readonly #kernel: Kernel;
+  readonly #target: CredentialTarget;
+  #fresh = false;
+  #uid = 0;
+  #user: UserStruct;
+  #capabilities: Set<string> = new Set();
+  #nofile = 1024;
+  #memlock = 0n;
+
+  constructor(kernel: Kernel, target: CredentialTarget) {
+    this.#kernel = kernel;
+    this.#target = target;
+    this.#user = kernel.fs.user(0);
+    this.#read();
+    this.#fresh = false;
+  }
+
+  /** A call begins: what was read before may be old. */
+  begin(): void {
+    this.#fresh = false;
+  }
+
+  get uid(): number {
+    this.#read();
+    return this.#uid;
+  }
+
+  get user(): UserStruct {
+    this.#read();
+    return this.#user;
+  }
+
+  get capabilities(): Set<string> {
+    this.#read();
+    return this.#capabilities;
+  }
+
+  get nofile(): number {
+    const soft = this.#soft(RLIMIT_NOFILE);
+    if (soft !== undefined) this.#nofile = soft > BigInt(NOFILE_MAX) ? NOFILE_MAX : Number(soft);
+    return this.#nofile;
+  }
+
+  get memlock(): bigint {
+    this.#memlock = this.#soft(RLIMIT_MEMLOCK) ?? this.#memlock;
+    return this.#memlock;
+  }
+
+  #soft(resource: number): bigint | undefined {
+    const limit = getRlimit(this.#target.tid, resource);
+    return limit instanceof Errno ? undefined : limit.soft;
+  }
+
+  #read(): void {
+    if (this.#fresh) return;
+    this.#fresh = true;
+    const { tid } = this.#target;
+    const status = readStatus(tid);
+    if (status === undefined) return;
+    const [real, effective] = status.uids;
+    this.#uid = effective;
+    this.#user = this.#kernel.fs.user(real);
+    this.#capabilities = new Set(inFirstNamespace(tid) ? CAPABILITIES.filter((_, bit) => (status.capEff >> BigInt(bit)) & 1n) : []);
+  }
+}
+
+/** What a process has in place of credentials and limits of its own. */
+export interface Tracked {
+  readonly creds: Credentials;
+  readonly rlimits: Rlimits;
+}
+
+/** Makes a process's credentials and limits the target's, from now on. */
+export function track(process: Tracked, live: TargetCredentials): void {
+  for (const key of ["uid", "user", "capabilities"] as const) {
+    Object.defineProperty(process.creds, key, { get: () => live[key], enumerable: true, configurable: true });
+  }
+  for (const key of ["nofile", "memlock"] as const) {
+    Object.defineProperty(process.rlimits, key, { get: () => live[key], enumerable: true, configurable: true });
+  }
+}
+
+function inFirstNamespace(tid: number): boolean {
+  try {
+    return readlinkSync(`/proc/${tid}/ns/user`) === FIRST_NAMESPACE;
+  } catch {
+    return false;
+  }
+}
+
+function namesByBit(): string[] {
+  const names: string[] = [];
+  for (const [name, bit] of Object.entries(capability)) if (name !== "CAP_LAST_CAP") names[bit] = name;
+  bugOn(names.length !== capability.CAP_LAST_CAP + 1, "a capability has no name");
+  return names;
+}

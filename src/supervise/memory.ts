@@ -1,0 +1,37 @@
+/** What the supervisor knows of memory, foreign descriptors and credentials: its hooks, and the calls that take pages away. */
+import { TargetCredentials, track } from "./credentials.ts";
+import { ForeignFiles } from "./foreign_files.ts";
+import { registerMemoryCalls } from "./memory_calls.ts";
+import { ProcessMemory } from "./process_memory.ts";
+import { RealMemory } from "./real_file.ts";
+import type { SupervisedProcess, Supervisor } from "./types.ts";
+
+/** Sets the hooks `memory`, `foreign` and `credentials`, and traps the calls that unmap. Before the program starts. */
+export function registerMemory(supervisor: Supervisor): RealMemory {
+  const { hooks } = supervisor;
+  const shared = new RealMemory(supervisor.kernel);
+  const foreign = new ForeignFiles(shared, (fd, callback) => supervisor.onReadable(fd, callback));
+  const credentials = new WeakMap<SupervisedProcess, TargetCredentials>();
+  hooks.memory = (_s, target) => new ProcessMemory(shared, target);
+  hooks.foreign = (_s, process, tid, fd, link) => foreign.open(process.target.pid, tid, fd, link);
+  hooks.credentials = (_s, process) => {
+    const live = credentials.get(process);
+    if (live !== undefined) {
+      live.begin();
+      return;
+    }
+    const made = new TargetCredentials(supervisor.kernel, process.target);
+    credentials.set(process, made);
+    track(process, made);
+  };
+  registerMemoryCalls(supervisor);
+  const warned = new Set<string>();
+  shared.budget.onLost = (store, why) => {
+    if (warned.has(why)) return;
+    warned.add(why);
+    supervisor.warn(
+      `a device reached for a page of ${store.name} that barlink does not have any more (${why}), and Linux would: see mm.lost in --trace`,
+    );
+  };
+  return shared;
+}

@@ -1,0 +1,309 @@
+/**
+ * A real process's memory, as the embedded kernel uses it.
+ *
+ * **Copies** (an ioctl's struct) go through process_vm_readv and _writev: page
+ * protections count as they do for the process itself, and a copy stops at the
+ * exact byte that cannot be accessed.
+ *
+ * **Pins.** Linux pins pages; from outside no page can be pinned, so a page is
+ * pinned by name (`pins.ts`), and what may be pinned is decided as
+ * get_user_pages with FOLL_LONGTERM decides it, from the process's mappings:
+ *
+ * | Mapping | Pinned as | Its bytes survive |
+ * |---|---|---|
+ * | shared, of memfd, tmpfs, hugetlbfs, /dev/zero | (device, inode, offset) | munmap, close and exit, through a descriptor of ours |
+ * | the same, and no descriptor can be had | the same, reached through the mappings | munmap (set apart), exit while another process maps it |
+ * | shared, of a file on disk | for reading only | as above |
+ * | private | this memory and the address | munmap, MAP_FIXED, MADV_DONTNEED (set apart); not exit, not exec |
+ * | hole, PROT_NONE, wrong protection, a device's, past the end of a file | EFAULT | |
+ * | a BAR or a buffer of ours | EFAULT: VM_PFNMAP on Linux | |
+ *
+ * "This memory" is a descriptor of /proc/PID/mem, which belongs to the memory
+ * and not to the pid: after an exec or the process's end it reads nothing,
+ * whoever has the pid then. It also goes past page protections, as DMA does: an
+ * mprotect after the pin stops no device. And it reaches the page that is at the
+ * address now, which in a process that forked is the parent's own, where Linux
+ * leaves the pin.
+ *
+ * **What leaves.** munmap, mmap with MAP_FIXED, mremap, madvise and brk put
+ * something else, or nothing, where a pinned page was; Linux keeps the page for
+ * the device. `leaving` is told before the real call is made (`memory_calls.ts`)
+ * and takes the bytes, so that the device goes on with them, apart from the
+ * program. At most 512 MiB are held so.
+ *
+ * Limits, each an `mm.lost` event when a device comes for such a page:
+ * - the process ended or ran another program: private bytes are gone (Linux
+ *   holds the page until its last unpin);
+ * - a pinned page that mremap moved to an address of the kernel's choice: the
+ *   device does not follow it (Linux's does);
+ * - a page that was cut off a file by ftruncate;
+ * - a file that was sealed against writing after the fact.
+ * Limits without an event: a page of a private file mapping that was pinned for
+ * reading and never written shows later changes of the file (Linux copies it at
+ * the pin); holes punched into a pinned file are seen by the device; guard
+ * regions (MADV_GUARD_INSTALL) inside of a pinned range are not found by `pin`.
+ *
+ * Source: mm/gup.c (check_vma_flags, writable_file_mapping_allowed), fs/proc/base.c (mem_rw).
+ */
+import { readdirSync, readFileSync } from "node:fs";
+import { closeFd } from "../host/fd.ts";
+import { AT_FDCWD, openAt } from "../host/openat.ts";
+import { pidfdGetFd, pidfdOpen } from "../host/pidfd.ts";
+import type { Mapping } from "../host/proc.ts";
+import { readMemory, writeMemory } from "../host/process_vm.ts";
+import { encodeDev, statAt, statFd } from "../host/stat.ts";
+import type { Kernel } from "../kernel/kernel.ts";
+import type { UserMemory } from "../kernel/mm/user_memory.ts";
+import { hex, minN, PAGE_MASK_N, PAGE_SHIFT, PAGE_SIZE_N, type Pfn } from "../lib/addr.ts";
+import { EFAULT, EPERM, Errno } from "../lib/errno.ts";
+import type { LostReason } from "../trace/events/mm.ts";
+import { O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../uapi/index.ts";
+import { AddressStore } from "./address_store.ts";
+import type { PinnedPages } from "./pins.ts";
+import type { FileKind, RealFile, RealMemory } from "./real_file.ts";
+
+/** How the process is reached: `Target` of the supervisor. */
+export interface MemoryTarget {
+  readonly pid: number;
+  /** A thread of it that lives. */
+  readonly tid: number;
+  /** False once it ended, or executed another program. */
+  readonly alive: boolean;
+}
+
+/** No address of a program lies here or above; with five levels of page tables the half of the address space is 2^56. */
+const TASK_END = 1n << 56n;
+const OURS = "/memfd:barlink:";
+const SHMEM_NAMES = ["/memfd:", "/dev/zero (deleted)", "/SYSV", "/dev/shm/"];
+
+/** Pages of a process's memory, or of a file that it maps shared. */
+interface Part {
+  readonly pages: PinnedPages;
+  readonly first: number;
+  npages: number;
+  /** A user of the file, to put when all is pinned. */
+  readonly file: RealFile | undefined;
+}
+
+export class ProcessMemory implements UserMemory {
+  readonly kernel: Kernel;
+  readonly shared: RealMemory;
+  readonly target: MemoryTarget;
+  readonly #space: AddressStore;
+
+  constructor(shared: RealMemory, target: MemoryTarget) {
+    this.kernel = shared.kernel;
+    this.shared = shared;
+    this.target = target;
+    this.#space = new AddressStore(shared, target);
+  }
+
+  read(addr: bigint, dst: Uint8Array): number {
+    if (!this.target.alive || addr >= TASK_END) return dst.length;
+    const n = readMemory(this.target.tid, addr, dst);
+    return n instanceof Errno ? dst.length : dst.length - n;
+  }
+
+  write(addr: bigint, src: Uint8Array): number {
+    if (!this.target.alive || addr >= TASK_END) return src.length;
+    const n = writeMemory(this.target.tid, addr, src);
+    return n instanceof Errno ? src.length : src.length - n;
+  }
+
+  pin(addr: bigint, npages: number, write: boolean): Pfn[] | Errno {
+    const end = addr + (BigInt(npages) << BigInt(PAGE_SHIFT));
+    if (end > TASK_END) return EFAULT;
+    const parts: Part[] = [];
+    try {
+      for (let at = addr; at < end; ) {
+        const to = this.#part(at, end, write, parts);
+        if (to instanceof Errno) return to;
+        at = to;
+      }
+      const pfns = this.#pinParts(parts);
+      const { trace } = this.kernel;
+      if (trace.on && !(pfns instanceof Errno)) {
+        trace.emit({ type: "mm.pin", from: `${this.#space.name} ${hex(addr)}`, npages, write });
+      }
+      return pfns;
+    } finally {
+      for (const p of parts) p.file?.put();
+    }
+  }
+
+  unpin(pfns: readonly Pfn[], _dirty: boolean): void {
+    const { frames, trace } = this.kernel;
+    for (const p of pfns) frames.unpin(p);
+    if (trace.on) trace.emit({ type: "mm.unpin", npages: pfns.length });
+  }
+
+  /**
+   * Mappings in [addr, addr + length) are about to go, or their private pages to
+   * be dropped (`privateOnly`). Pinned bytes that nothing else shows are taken
+   * now; with `lost` they are not.
+   */
+  leaving(addr: bigint, length: bigint, why: string, options: { privateOnly?: boolean; lost?: LostReason } = {}): void {
+    const start = addr & ~PAGE_MASK_N;
+    const end = minN(addr + length + PAGE_MASK_N, TASK_END) & ~PAGE_MASK_N;
+    if (end <= start) return;
+    this.#space.pages.setApart(vpnOf(start), vpnOf(end), why, options.lost);
+    if (options.privateOnly !== true) this.#removeViews(start, end, why, options.lost);
+  }
+
+  /** A page is pinned by address, or a file depends on the mappings here: only then `leaving` matters. */
+  get pinned(): boolean {
+    if (this.#space.pages.size > 0) return true;
+    for (const f of this.shared.files.values()) if (!f.held && f.views.some((v) => v.memory === this.#space)) return true;
+    return false;
+  }
+
+  /** Frames that stand for private pages of it. */
+  get privatePins(): number {
+    return this.#space.pages.live;
+  }
+
+  /** The mapping that contains `addr`, or the next one above; undefined when there is none. */
+  mappingFrom(addr: bigint): Mapping | undefined {
+    return this.#space.mappingFrom(addr);
+  }
+
+  /** The process is gone, or is another program now. Its pins stay until they are undone. */
+  destroy(): void {
+    this.#removeViews(0n, TASK_END, "exit", "exited");
+    this.#space.destroy();
+  }
+
+  #removeViews(start: bigint, end: bigint, why: string, lost: LostReason | undefined): void {
+    for (const f of [...this.shared.files.values()]) f.removeViews(this.#space, start, end, why, lost);
+  }
+
+  /** What to pin from `at` on, up to `end` or the end of the mapping: adds it, and answers where it ended. */
+  #part(at: bigint, end: bigint, write: boolean, parts: Part[]): bigint | Errno {
+    const m = this.#space.mappingFrom(at);
+    if (m === undefined || m.start > at || !(write ? m.writable : m.readable)) return EFAULT;
+    if (m.path.startsWith(OURS)) return EFAULT;
+    const to = minN(m.end, end);
+    // Asks the kernel what the list of mappings does not show: VM_IO, VM_PFNMAP, secret memory, the end of a file.
+    if (m.readable && !(this.#readable(at) && this.#readable(to - PAGE_SIZE_N))) return EFAULT;
+    const npages = vpnOf(to) - vpnOf(at);
+    if (!m.shared || m.inode === 0n) {
+      const { pages } = this.#space;
+      const last = parts.at(-1);
+      if (last?.pages === pages && last.first + last.npages === vpnOf(at)) last.npages += npages;
+      else parts.push({ pages, first: vpnOf(at), npages, file: undefined });
+      return to;
+    }
+    const file = this.#fileOf(m);
+    parts.push({ pages: file.pages, first: vpnOf(m.offset + (at - m.start)), npages, file });
+    // A device's writes could not be told from the file system's own: refused for long pins.
+    return write && file.kind === "disk" ? EFAULT : to;
+  }
+
+  #pinParts(parts: readonly Part[]): Pfn[] | Errno {
+    const out: Pfn[][] = [];
+    for (const { pages, first, npages } of parts) {
+      const pfns = pages.pin(first, npages);
+      if (pfns instanceof Errno) {
+        for (const done of out) for (const p of done) this.kernel.frames.unpin(p);
+        return pfns;
+      }
+      out.push(pfns);
+    }
+    return out.length === 1 ? (out[0] as Pfn[]) : out.flat();
+  }
+
+  #readable(addr: bigint): boolean {
+    return readMemory(this.target.tid, addr, probe) === 1;
+  }
+
+  /** The file behind a shared mapping, with one more user, by the best way there is to it. */
+  #fileOf(m: Mapping): RealFile {
+    const dev = encodeDev(m.devMajor, m.devMinor);
+    const known = this.shared.files.get(`${dev}:${m.inode}`);
+    const good = known !== undefined && (known.held || (known.fd >= 0 && !m.writable));
+    const fd = good ? undefined : (this.#mapFile(m) ?? this.#programsDescriptor(m));
+    const opened = fd === undefined ? undefined : this.shared.fileOf(fd, m.path, m.writable);
+    const file = opened === undefined || opened instanceof Errno ? this.shared.file(dev, m.inode, this.#kindByName(m), m.path) : opened;
+    if (!file.held) {
+      const npages = vpnOf(m.end) - vpnOf(m.start);
+      file.addView({ memory: this.#space, first: vpnOf(m.offset), npages, address: m.start, writable: m.writable });
+    }
+    return file;
+  }
+
+  /** Through /proc/PID/map_files, if that is allowed. */
+  #mapFile(m: Mapping): number | undefined {
+    if (!mapFilesAllowed) return undefined;
+    const path = `/proc/${this.target.tid}/map_files/${m.start.toString(16)}-${m.end.toString(16)}`;
+    const fd = openAt(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd === EPERM) mapFilesAllowed = false;
+    return fd instanceof Errno ? undefined : sameFile(fd, m);
+  }
+
+  /** Through one of the program's own descriptors. */
+  #programsDescriptor(m: Mapping): number | undefined {
+    const { pid, tid } = this.target;
+    const dev = encodeDev(m.devMajor, m.devMinor);
+    for (const name of descriptorsOf(tid)) {
+      const st = statAt(AT_FDCWD, `/proc/${tid}/fd/${name}`);
+      if (st instanceof Errno || st.ino !== m.inode || encodeDev(st.devMajor, st.devMinor) !== dev) continue;
+      const fd = descriptorOf(pid, tid, Number(name));
+      const same = fd instanceof Errno ? undefined : sameFile(fd, m);
+      if (same !== undefined) return same;
+    }
+    return undefined;
+  }
+
+  #kindByName(m: Mapping): FileKind {
+    if (m.path.startsWith("/anon_hugepage")) return "hugetlb";
+    if (SHMEM_NAMES.some((n) => m.path.startsWith(n))) return "shmem";
+    return kindByMount(this.target.tid, m);
+  }
+}
+
+/** Following /proc/PID/map_files takes CAP_CHECKPOINT_RESTORE: found out once. */
+let mapFilesAllowed = true;
+const probe = new Uint8Array(1);
+const vpnOf = (addr: bigint): number => Number(addr >> BigInt(PAGE_SHIFT));
+
+function descriptorsOf(tid: number): string[] {
+  try {
+    return readdirSync(`/proc/${tid}/fd`);
+  } catch {
+    return [];
+  }
+}
+
+/** `fd` if it is the mapping's file; else it is closed. */
+function sameFile(fd: number, m: Mapping): number | undefined {
+  const st = statFd(fd);
+  if (!(st instanceof Errno) && st.ino === m.inode && st.devMajor === m.devMajor && st.devMinor === m.devMinor) return fd;
+  closeFd(fd);
+  return undefined;
+}
+
+/** A descriptor of ours for descriptor `fd` of a thread. */
+export function descriptorOf(pid: number, tid: number, fd: number): number | Errno {
+  const pidfd = pidfdOpen(tid, { thread: tid !== pid });
+  if (pidfd instanceof Errno) return pidfd;
+  const dup = pidfdGetFd(pidfd, fd);
+  closeFd(pidfd);
+  return dup;
+}
+
+/** What file system a device number stands for where the process is. */
+function kindByMount(tid: number, m: Mapping): FileKind {
+  let text = "";
+  try {
+    text = readFileSync(`/proc/${tid}/mountinfo`, "latin1");
+  } catch {
+    return "disk";
+  }
+  for (const line of text.split("\n")) {
+    const [left = "", right = ""] = line.split(" - ");
+    if (left.split(" ")[2] !== `${m.devMajor}:${m.devMinor}`) continue;
+    const type = right.split(" ")[0];
+    return type === "tmpfs" ? "shmem" : type === "hugetlbfs" ? "hugetlb" : "disk";
+  }
+  return "disk";
+}

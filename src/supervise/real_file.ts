@@ -1,0 +1,293 @@
+/**
+ * Files of real programs whose pages devices may reach: memfd, tmpfs, shared
+ * anonymous memory, hugetlbfs; and any other file that is mapped shared, to be
+ * read.
+ *
+ * A file is one object for all processes, by device and inode. Its bytes are
+ * reached through a descriptor of our own, which keeps the file alive as a pin
+ * does on Linux: after munmap, after the last close, after the process. Where no
+ * descriptor can be had (the program closed its own, and barlink is not root)
+ * or where writing through it is forbidden, the bytes are reached through the
+ * mappings of it that processes had when they pinned it (`FileView`), as long as
+ * those last; see `ProcessMemory.leaving` for their end.
+ *
+ * Rights: every descriptor is one that the program itself holds, or one of a
+ * file that it has mapped. It is opened anew for writing only when the program
+ * could do so too (`mayWrite`).
+ *
+ * Kept alive by users (open files of the embedded kernel) and by pins; the last
+ * of them closes the descriptor.
+ */
+import { statfsSync } from "node:fs";
+import { closeFd, fdFlags, preadFd, pwriteFd } from "../host/fd.ts";
+import { writeMapped } from "../host/mapping.ts";
+import { reopenFd } from "../host/memfd.ts";
+import { fileSeals } from "../host/nowait.ts";
+import { encodeDev, type FileStatus, statFd } from "../host/stat.ts";
+import type { Kernel } from "../kernel/kernel.ts";
+import type { PageSource } from "../kernel/mm/page_cache.ts";
+import { PAGE_SHIFT, PAGE_SIZE, type Pfn } from "../lib/addr.ts";
+import { EINVAL, Errno } from "../lib/errno.ts";
+import { bugOn } from "../lib/kernel_bug.ts";
+import type { LostReason } from "../trace/events/mm.ts";
+import { F_SEAL_SHRINK, O_ACCMODE, O_APPEND, O_NOCTTY, O_NONBLOCK, O_RDONLY, O_RDWR, S_IFMT, S_IFREG } from "../uapi/index.ts";
+import { type PageStore, PinBudget, PinnedPages } from "./pins.ts";
+
+/** What kind of memory the file is: "disk" is not memory. */
+export type FileKind = "shmem" | "hugetlb" | "disk";
+
+const TMPFS_MAGIC = 0x0102_1994;
+const HUGETLBFS_MAGIC = 0x9584_58f6;
+
+/** A process's memory by address, past its protections: as DMA goes. */
+export interface AddressedMemory {
+  readonly name: string;
+  /** undefined: done. */
+  peek(address: bigint, dst: Uint8Array): LostReason | undefined;
+  poke(address: bigint, src: Uint8Array): LostReason | undefined;
+}
+
+/** Pages [first, first + npages) of a file, mapped at `address` of a process. */
+export interface FileView {
+  readonly memory: AddressedMemory;
+  readonly first: number;
+  readonly npages: number;
+  readonly address: bigint;
+  readonly writable: boolean;
+}
+
+/** What all processes of one run of barlink share. */
+export class RealMemory {
+  readonly kernel: Kernel;
+  readonly budget: PinBudget = new PinBudget();
+  /** By device and inode. */
+  readonly files: Map<string, RealFile> = new Map();
+
+  constructor(kernel: Kernel) {
+    this.kernel = kernel;
+  }
+
+  /** The file of an inode, known already or not, with one more user. */
+  file(dev: bigint, ino: bigint, kind: FileKind, name: string): RealFile {
+    const key = `${dev}:${ino}`;
+    let f = this.files.get(key);
+    if (f === undefined) {
+      f = new RealFile(this, key, kind, name);
+      this.files.set(key, f);
+    }
+    return f.get();
+  }
+
+  /** The same for a descriptor of ours, which is taken over whatever happens; EINVAL for what is no plain file. */
+  fileOf(fd: number, name: string, mayWrite: boolean): RealFile | Errno {
+    const st = statFd(fd);
+    if (st instanceof Errno || (st.mode & S_IFMT) !== S_IFREG) {
+      closeFd(fd);
+      return st instanceof Errno ? st : EINVAL;
+    }
+    const f = this.file(encodeDev(st.devMajor, st.devMinor), st.ino, fileKind(fd), name);
+    f.adopt(fd, st, mayWrite);
+    return f;
+  }
+}
+
+/** What holds the bytes of an open file. */
+export function fileKind(fd: number): FileKind {
+  const { type } = statfsSync(`/proc/self/fd/${fd}`);
+  return type === TMPFS_MAGIC ? "shmem" : type === HUGETLBFS_MAGIC ? "hugetlb" : "disk";
+}
+
+export class RealFile implements PageStore, PageSource {
+  readonly shared: RealMemory;
+  readonly key: string;
+  readonly kind: FileKind;
+  readonly name: string;
+  readonly pages: PinnedPages;
+  /** Ours; -1 when there is none. */
+  #fd = -1;
+  #writable = false;
+  /** Bytes of its pages. */
+  #unit = PAGE_SIZE;
+  #users = 0;
+  #views: FileView[] = [];
+
+  constructor(shared: RealMemory, key: string, kind: FileKind, name: string) {
+    this.shared = shared;
+    this.key = key;
+    this.kind = kind;
+    this.name = name;
+    this.pages = new PinnedPages(shared.kernel, this, shared.budget);
+  }
+
+  get(): this {
+    this.#users++;
+    return this;
+  }
+
+  put(): void {
+    bugOn(this.#users === 0, `${this.name} is put too often`);
+    this.#users--;
+    this.idle();
+  }
+
+  /** A descriptor of ours for it; -1 when there is none. */
+  get fd(): number {
+    return this.#fd;
+  }
+
+  /** Its bytes do not go when processes unmap it. */
+  get held(): boolean {
+    return this.#fd >= 0 && this.#writable;
+  }
+
+  get views(): readonly FileView[] {
+    return this.#views;
+  }
+
+  /** Reaches the file through `fd` from now on if that is better than what there was; closes it otherwise. */
+  adopt(fd: number, st: FileStatus, mayWrite: boolean): void {
+    if (this.held || (this.#fd >= 0 && !mayWrite)) {
+      closeFd(fd);
+      return;
+    }
+    // An open file of our own: the program's may append at each write.
+    const own = mayWrite ? reopenFd(fd, O_RDWR | O_NONBLOCK | O_NOCTTY) : reopenFd(fd, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+    const flags = fdFlags(fd);
+    let best = fd;
+    if (!(own instanceof Errno)) {
+      closeFd(fd);
+      best = own;
+      this.#writable = mayWrite;
+    } else {
+      this.#writable = !(flags instanceof Errno) && (flags & O_ACCMODE) !== O_RDONLY && (flags & O_APPEND) === 0;
+    }
+    if (this.#fd >= 0) closeFd(this.#fd);
+    this.#fd = best;
+    if (this.kind === "hugetlb") this.#unit = st.blksize;
+  }
+
+  /** Bytes; 0 when it cannot be asked. */
+  get size(): number {
+    const st = this.#fd < 0 ? EINVAL : statFd(this.#fd);
+    return st instanceof Errno ? 0 : Number(st.size);
+  }
+
+  /** F_SEAL_*; EINVAL for a file that has none. */
+  seals(): number | Errno {
+    return this.#fd < 0 ? EINVAL : fileSeals(this.#fd);
+  }
+
+  /** A mapping of it: needed where the descriptor does not do. */
+  addView(v: FileView): void {
+    const end = v.first + v.npages;
+    const known = this.#views.some(
+      (w) =>
+        w.memory === v.memory &&
+        w.first <= v.first &&
+        w.first + w.npages >= end &&
+        w.address + (BigInt(v.first - w.first) << BigInt(PAGE_SHIFT)) === v.address,
+    );
+    if (!known) this.#views.push(v);
+  }
+
+  /**
+   * A process's mappings in [address, end) go. Where nothing else shows a page
+   * that is pinned, its bytes are set apart first.
+   */
+  removeViews(memory: AddressedMemory, address: bigint, end: bigint, why: string, lost?: LostReason): void {
+    const gone = this.#views.filter((v) => v.memory === memory && v.address < end && endOf(v) > address);
+    if (gone.length === 0) return;
+    const kept = this.#views.filter((v) => !gone.includes(v));
+    const cut: [number, number][] = [];
+    for (const v of gone) {
+      const before = v.address < address ? pagesOf(address - v.address) : 0;
+      const after = endOf(v) > end ? pagesOf(endOf(v) - end) : 0;
+      if (before > 0) kept.push({ ...v, npages: before });
+      if (after > 0) kept.push({ ...v, first: v.first + v.npages - after, npages: after, address: end });
+      cut.push([v.first + before, v.first + v.npages - after]);
+    }
+    if (!this.held) {
+      for (const [first, last] of cut) {
+        // Page by page only where another mapping may show some of them.
+        const others = kept.filter((v) => v.first < last && v.first + v.npages > first);
+        if (others.length === 0) this.pages.setApart(first, last, why, lost);
+        else for (let p = first; p < last; p++) if (!others.some((v) => covers(v, p))) this.pages.setApart(p, p + 1, why, lost);
+      }
+    }
+    this.#views = kept;
+  }
+
+  /** For MAP_FILE and udmabuf: only memory has pages to pin as a file's. */
+  pin(start: number, npages: number): Pfn[] | Errno {
+    if (npages <= 0 || start < 0 || this.kind === "disk") return EINVAL;
+    if ((start + npages) * PAGE_SIZE > this.size) return EINVAL;
+    return this.pages.pin(start, npages);
+  }
+
+  read(page: number, offset: number, dst: Uint8Array): LostReason | undefined {
+    if (this.#fd >= 0) {
+      const at = page * PAGE_SIZE + offset;
+      const n = preadFd(this.#fd, dst, at);
+      if (n === dst.length) return undefined;
+      if (!(n instanceof Errno)) {
+        // The rest of the last page is zeros.
+        if (page * PAGE_SIZE >= this.size) return "truncated";
+        dst.fill(0, n);
+        return undefined;
+      }
+    }
+    return this.#byView(page, (v, address) => v.memory.peek(address + BigInt(offset), dst));
+  }
+
+  write(page: number, offset: number, src: Uint8Array): LostReason | undefined {
+    let why: LostReason | undefined;
+    if (this.#writable) {
+      const r = this.#pwrite(page * PAGE_SIZE, offset, src);
+      if (r === undefined || r === "truncated") return r;
+      why = r;
+    } else if (this.#fd >= 0) {
+      why = "read-only";
+    }
+    const left = this.#byView(page, (v, address) => (v.writable ? v.memory.poke(address + BigInt(offset), src) : "read-only"));
+    return left === undefined ? undefined : (why ?? left);
+  }
+
+  /** Closes what nobody needs any more. */
+  idle(): void {
+    if (this.#users > 0 || this.pages.live > 0) return;
+    if (this.#fd >= 0) closeFd(this.#fd);
+    this.#fd = -1;
+    this.#writable = false;
+    this.#views = [];
+    if (this.shared.files.get(this.key) === this) this.shared.files.delete(this.key);
+  }
+
+  #pwrite(pageStart: number, offset: number, src: Uint8Array): LostReason | undefined {
+    const seals = this.seals();
+    let part = src;
+    if (seals instanceof Errno || (seals & F_SEAL_SHRINK) === 0) {
+      // A write past the end would make the file longer. What lies past it in its last page is nobody's.
+      const { size } = this;
+      if (pageStart >= size) return "truncated";
+      part = src.subarray(0, Math.max(0, size - pageStart - offset));
+    }
+    const at = pageStart + offset;
+    const n = this.kind === "hugetlb" ? writeMapped(this.#fd, at, part, this.#unit) : pwriteFd(this.#fd, part, at);
+    return n === part.length ? undefined : "read-only";
+  }
+
+  #byView(page: number, access: (v: FileView, address: bigint) => LostReason | undefined): LostReason | undefined {
+    let why: LostReason = "exited";
+    for (const v of this.#views) {
+      if (!covers(v, page)) continue;
+      const r = access(v, v.address + (BigInt(page - v.first) << BigInt(PAGE_SHIFT)));
+      if (r === undefined) return undefined;
+      why = r;
+    }
+    return why;
+  }
+}
+
+const endOf = (v: FileView): bigint => v.address + (BigInt(v.npages) << BigInt(PAGE_SHIFT));
+const covers = (v: FileView, page: number): boolean => page >= v.first && page < v.first + v.npages;
+const pagesOf = (bytes: bigint): number => Number(bytes >> BigInt(PAGE_SHIFT));
