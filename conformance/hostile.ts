@@ -13,6 +13,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Difference, knownDifferences } from "./differences.ts";
+import { dmaBufCalls } from "./hostile/dma_buf_calls.ts";
 import { fileCalls } from "./hostile/file_calls.ts";
 import { type Answer, interpret } from "./hostile/interpret.ts";
 import { iommufdCalls } from "./hostile/iommufd_calls.ts";
@@ -24,6 +25,7 @@ export function hostileProgram(): Program {
   fileCalls(p);
   iommufdCalls(p);
   vfioCalls(p);
+  dmaBufCalls(p);
   return p;
 }
 

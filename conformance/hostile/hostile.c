@@ -29,7 +29,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/dma-buf.h>
+#include <linux/dma-heap.h>
 #include <linux/iommufd.h>
+#include <linux/udmabuf.h>
 #include <linux/vfio.h>
 #include <poll.h>
 #include <stdint.h>
@@ -63,7 +65,8 @@ static const struct {
 	C(VFIO_DEVICE_GET_REGION_INFO), C(VFIO_DEVICE_GET_IRQ_INFO), C(VFIO_DEVICE_SET_IRQS), C(VFIO_DEVICE_RESET),
 	C(VFIO_DEVICE_GET_PCI_HOT_RESET_INFO), C(VFIO_DEVICE_PCI_HOT_RESET), C(VFIO_DEVICE_FEATURE), C(VFIO_DEVICE_IOEVENTFD),
 	C(VFIO_DEVICE_QUERY_GFX_PLANE), C(VFIO_GET_API_VERSION), C(VFIO_CHECK_EXTENSION), C(VFIO_GROUP_GET_DEVICE_FD),
-	C(DMA_BUF_IOCTL_SYNC),
+	C(DMA_BUF_IOCTL_SYNC), C(DMA_BUF_SET_NAME_A), C(DMA_BUF_SET_NAME_B), C(DMA_BUF_IOCTL_EXPORT_SYNC_FILE),
+	C(DMA_BUF_IOCTL_IMPORT_SYNC_FILE), C(UDMABUF_CREATE), C(UDMABUF_CREATE_LIST), C(DMA_HEAP_IOCTL_ALLOC),
 #undef C
 };
 
