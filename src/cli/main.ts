@@ -2,6 +2,7 @@
 /** The command line: each verb is a module of its own, loaded when it is called. */
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import type { RunCommand } from "./run.ts";
 
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string };
 
@@ -9,6 +10,7 @@ const program = new Command("barlink")
   .description("VFIO, iommufd and dma-buf peer-to-peer memory, as Linux does it, with no IOMMU, no device and no root")
   .version(version)
   .showHelpAfterError("(barlink --help lists the commands)")
+  .enablePositionalOptions()
   .exitOverride();
 
 program
@@ -27,6 +29,23 @@ program
   .action(async () => {
     const { doctor } = await import("./doctor.ts");
     process.exitCode = await doctor();
+  });
+
+program
+  .command("run")
+  .description("run a program for which the machine's /dev/iommu, /dev/vfio and PCI devices exist")
+  .usage("[options] -- PROGRAM [ARGS...]")
+  .option("--machine <file>", "machine description (JSON), or the name of one that comes with barlink")
+  .option("--trace <file>", "write what the kernel does to a file that Perfetto opens")
+  .option("--strace", "print each served call on standard error")
+  .option("--selftest", "add the kernel's self-test ioctls")
+  .option("--debug", "check barlink itself, and say more when it fails")
+  .argument("<program>", "what to run: a path, or a name to be looked for in PATH")
+  .argument("[args...]", "its arguments")
+  .passThroughOptions()
+  .action(async (name: string, args: string[], options: RunCommand) => {
+    const { runProgram } = await import("./run.ts");
+    await runProgram(name, args, options);
   });
 
 const machine = program.command("machine").description("machine descriptions");

@@ -246,6 +246,11 @@ export class Sched {
     return [...this.#live];
   }
 
+  /** Virtual time at which the next timer fires; undefined without one. */
+  get nextTimer(): number | undefined {
+    return this.#timers[0]?.when;
+  }
+
   get pendingTimers(): number {
     return this.#timers.length;
   }

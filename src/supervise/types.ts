@@ -55,7 +55,15 @@ export type Outcome =
   | { readonly kind: "addfd"; readonly hostFd: number; readonly cloexec: boolean; readonly close: boolean };
 
 /** undefined: not mine, ask the next handler; the last one's "not mine" lets the real kernel do it. */
-export type Handler = (call: TrappedCall) => Step<Outcome | undefined>;
+export interface Handler {
+  (call: TrappedCall): Step<Outcome | undefined>;
+  /**
+   * A quick test before anything else is done: false when the handler would
+   * surely say "not mine". It sees `call.nr`, `args`, `int`, `path` and `tid`
+   * only. An `openat` of an ordinary file ends here. Absent: always true.
+   */
+  concerns?: (call: TrappedCall) => boolean;
+}
 
 export const CONTINUE: Outcome = { kind: "continue" };
 export const answer = (value: bigint | number | Errno): Outcome => ({ kind: "return", value });
@@ -73,6 +81,8 @@ export type When =
   | { readonly kind: "high-half"; readonly arg: number; readonly least: number }
   /** Argument `arg` (its low half) is at most `most`. */
   | { readonly kind: "at-most"; readonly arg: number; readonly most: number }
+  /** Argument `arg` (its low half) is one of these. */
+  | { readonly kind: "equals"; readonly arg: number; readonly values: readonly number[] }
   /** All of these bits of argument `arg` (its low half) are set. */
   | { readonly kind: "bits"; readonly arg: number; readonly bits: number };
 
@@ -131,7 +141,7 @@ export interface Hooks {
    * /proc/TID/fd/FD says.
    */
   foreign: (supervisor: Supervisor, process: SupervisedProcess, tid: number, fd: number, link: string) => File | Errno;
-  /** Credentials and limits as they are now; called for a new process and before each call that asks for them. */
+  /** Called once for a new process (and after exec): makes its credentials and limits tell what they are when asked. */
   credentials: (supervisor: Supervisor, process: SupervisedProcess) => void;
 }
 

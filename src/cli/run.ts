@@ -1,0 +1,22 @@
+/** `barlink run`: an unmodified program, for which the described machine's devices exist. */
+import { readMachine } from "../client/index.ts";
+import { run } from "../supervise/run.ts";
+
+export interface RunCommand {
+  readonly machine?: string;
+  readonly trace?: string;
+  readonly strace?: boolean;
+  readonly selftest?: boolean;
+  readonly debug?: boolean;
+}
+
+/** Does not return when the program ran: this process ends as it did. */
+export async function runProgram(program: string, args: readonly string[], options: RunCommand): Promise<void> {
+  await run(program, args, {
+    machine: readMachine(options.machine ?? "default"),
+    traceFile: options.trace,
+    strace: options.strace === true,
+    selftest: options.selftest === true,
+    debug: options.debug === true,
+  });
+}

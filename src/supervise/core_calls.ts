@@ -1,0 +1,155 @@
+/**
+ * The calls that the core serves itself: on descriptors of the embedded
+ * kernel's files, opens of its device nodes by their names, and those it only
+ * watches.
+ *
+ * What a call means is the embedded kernel's business (`kernel/fs/syscalls.ts`);
+ * here its arguments are taken from the registers. Read and write at a position
+ * are trapped only where regions of a device lie (`REGION_HIGH`), so that I/O on
+ * ordinary files runs at full speed.
+ */
+import { AT_EMPTY_PATH, encodeStat, encodeStatx, readMemory } from "../host/index.ts";
+import { EFAULT, EINVAL, ENOSYS, Errno } from "../lib/errno.ts";
+import type { Step } from "../sched/task.ts";
+import { F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_SETFL, O_CREAT, O_LARGEFILE, O_PATH, O_TRUNC, O_WRONLY } from "../uapi/index.ts";
+import { Call } from "./call.ts";
+import * as sys from "./numbers.ts";
+import type { ServedProcess } from "./processes.ts";
+import { hostStatus } from "./stat_bytes.ts";
+import type { Core } from "./supervisor.ts";
+import { answer, CONTINUE, type Handler, type Outcome, type TrappedCall, type When } from "./types.ts";
+
+/** iommufd and VFIO, dma-buf, dma-heap, udmabuf, sync files. */
+const IOCTL_TYPES = [..."; bHu>"].filter((c) => c !== " ").map((c) => c.charCodeAt(0));
+/** High half of the lowest position that a device's regions have. */
+const REGION_HIGH = 0x100;
+const IOV_MAX = 1024;
+const IOVEC = 16;
+
+export function registerCoreCalls(core: Core): void {
+  /** For calls whose argument 0 is a descriptor of ours. */
+  const onFile = (nr: number, body: (call: TrappedCall) => Step<Outcome | undefined>, ...when: When[]): void => {
+    core.handle(nr, Object.assign(body, { concerns: (call: TrappedCall) => call instanceof Call && core.concernsFile(call) }), ...when);
+  };
+  const high = (arg: number): When => ({ kind: "high-half", arg, least: REGION_HIGH });
+
+  onFile(sys.SYS_ioctl, ioctl, { kind: "ioctl-type", arg: 1, types: IOCTL_TYPES });
+  onFile(sys.SYS_pread64, (c) => transfer(c, false), high(3));
+  onFile(sys.SYS_pwrite64, (c) => transfer(c, true), high(3));
+  for (const nr of [sys.SYS_preadv, sys.SYS_preadv2]) onFile(nr, (c) => vectored(c, false), high(3));
+  for (const nr of [sys.SYS_pwritev, sys.SYS_pwritev2]) onFile(nr, (c) => vectored(c, true), high(3));
+  onFile(sys.SYS_lseek, lseek);
+  onFile(sys.SYS_fcntl, fcntl, { kind: "equals", arg: 1, values: [F_GETFL, F_SETFL, F_ADD_SEALS, F_GET_SEALS] });
+  onFile(sys.SYS_fstat, (c) => fstat(c, 1));
+  onFile(sys.SYS_newfstatat, (c) => fstat(c, 2, 3), { kind: "bits", arg: 3, bits: AT_EMPTY_PATH });
+  onFile(sys.SYS_statx, (c) => fstat(c, 4, 2), { kind: "bits", arg: 2, bits: AT_EMPTY_PATH });
+
+  registerOpens(core);
+  for (const nr of [sys.SYS_execve, sys.SYS_execveat]) core.handle(nr, watchExec);
+  core.handle(sys.SYS_io_uring_setup, ioUring(core));
+}
+
+function* ioctl(call: TrappedCall): Step<Outcome> {
+  return answer(yield* call.process.sys.ioctl(call.int(0), Number(BigInt.asUintN(32, call.args[1] as bigint)), call.args[2] as bigint));
+}
+
+const count = (call: TrappedCall): number => {
+  const n = BigInt.asIntN(64, call.args[2] as bigint);
+  return n > 0x7fff_f000n ? 0x7fff_f000 : Number(n);
+};
+
+function* transfer(call: TrappedCall, write: boolean): Step<Outcome> {
+  const { sys: calls } = call.process;
+  const [fd, buf, at] = [call.int(0), call.args[1] as bigint, BigInt.asIntN(64, call.args[3] as bigint)];
+  return answer(write ? yield* calls.pwrite(fd, buf, count(call), at) : yield* calls.pread(fd, buf, count(call), at));
+}
+
+/** As Linux does it for a file that knows no vectors: one buffer after the other, until one is not filled. */
+function* vectored(call: TrappedCall, write: boolean): Step<Outcome> {
+  const n = call.int(2);
+  if (n < 0 || n > IOV_MAX) return answer(EINVAL);
+  const bytes = new Uint8Array(IOVEC * n);
+  const got = readMemory(call.tid, call.args[1] as bigint, bytes);
+  if (got instanceof Errno || got < bytes.length) return answer(EFAULT);
+  const iov = new DataView(bytes.buffer);
+  const { sys: calls } = call.process;
+  let at = BigInt.asIntN(64, call.args[3] as bigint);
+  let done = 0;
+  for (let i = 0; i < n; i++) {
+    const base = iov.getBigUint64(i * IOVEC, true);
+    const length = Number(iov.getBigUint64(i * IOVEC + 8, true));
+    if (length === 0) continue;
+    const r = write ? yield* calls.pwrite(call.int(0), base, length, at) : yield* calls.pread(call.int(0), base, length, at);
+    if (r instanceof Errno) return answer(done > 0 ? done : r);
+    done += r;
+    at += BigInt(r);
+    if (r < length) break;
+  }
+  return answer(done);
+}
+
+function* lseek(call: TrappedCall): Step<Outcome> {
+  return answer(yield* call.process.sys.lseek(call.int(0), BigInt.asIntN(64, call.args[1] as bigint), call.int(2)));
+}
+
+function* fcntl(call: TrappedCall): Step<Outcome> {
+  const r = yield* call.process.sys.fcntl(call.int(0), call.int(1), Number(call.args[2] as bigint));
+  // Flags are the real descriptor's as well: O_NONBLOCK, O_APPEND.
+  return call.int(1) === F_SETFL && !(r instanceof Errno) ? CONTINUE : answer(r);
+}
+
+/** fstat, and newfstatat and statx of the descriptor itself; of a path they are somebody else's. `flags`: which argument has them. */
+function* fstat(call: TrappedCall, buffer: number, flags?: number): Step<Outcome | undefined> {
+  if (flags !== undefined) {
+    const path = call.args[1] === 0n ? "" : call.path(1);
+    if (path !== "" || (call.int(flags) & AT_EMPTY_PATH) === 0) return undefined;
+  }
+  const s = yield* call.process.sys.fstat(call.int(0));
+  if (s instanceof Errno) return answer(s);
+  const status = hostStatus(s, process.geteuid?.() ?? 0, process.getegid?.() ?? 0);
+  const bytes = call.nr === sys.SYS_statx ? encodeStatx(status) : encodeStat(status);
+  return answer(call.memory.write(call.args[buffer] as bigint, bytes) > 0 ? EFAULT : 0);
+}
+
+function registerOpens(core: Core): void {
+  const opens: [nr: number, pathArg: number, flags: (c: TrappedCall) => number | undefined][] = [
+    [sys.SYS_open, 0, (c) => c.int(1)],
+    [sys.SYS_openat, 1, (c) => c.int(2)],
+    [sys.SYS_creat, 0, () => O_CREAT | O_WRONLY | O_TRUNC],
+    [sys.SYS_openat2, 1, openat2Flags],
+  ];
+  for (const [nr, pathArg, flagsOf] of opens) {
+    const handler: Handler = function* (call): Step<Outcome | undefined> {
+      const path = call.path(pathArg);
+      const flags = flagsOf(call);
+      if (path instanceof Errno || flags === undefined || !call.valid()) return undefined;
+      if ((flags & O_PATH) !== 0) return undefined;
+      const file = yield* core.kernel.fs.openPath(path, flags | O_LARGEFILE);
+      return file instanceof Errno ? answer(file) : { kind: "file", file, flags };
+    };
+    handler.concerns = (call) => {
+      const path = call.path(pathArg);
+      return typeof path === "string" && path.startsWith("/dev/") && core.kernel.fs.devices.has(path) && path !== "/dev/null";
+    };
+    core.handle(nr, handler);
+  }
+}
+
+/** The flags in openat2's struct; undefined when it cannot be read, which the real kernel then tells. */
+function openat2Flags(call: TrappedCall): number | undefined {
+  const how = new Uint8Array(8);
+  if (call.memory.read(call.args[2] as bigint, how) > 0) return undefined;
+  return Number(BigInt.asUintN(32, new DataView(how.buffer).getBigUint64(0, true))) | 0;
+}
+
+function* watchExec(call: TrappedCall): Step<Outcome> {
+  (call.process as ServedProcess).execPending = true;
+  return CONTINUE;
+}
+
+/** Operations that go through a ring are seen by no filter: who asks for one is told that there is none, and does without. */
+const ioUring = (core: Core): Handler =>
+  function* (call): Step<Outcome> {
+    core.warnOnce("io_uring", `${call.process.name} asked for io_uring, which cannot be supervised: it was told ENOSYS`);
+    return answer(ENOSYS);
+  };

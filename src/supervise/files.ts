@@ -1,0 +1,194 @@
+/**
+ * Files of the embedded kernel that the program holds.
+ *
+ * For each the program has a descriptor of a memfd made here, opened anew
+ * through /proc/self/fd, so that the real kernel does what it does for any open
+ * file: dup, fork, SCM_RIGHTS, O_CLOEXEC, mappings that outlive the descriptor.
+ * A watch on its inode tells of the last close, and that event is queued before
+ * the call that caused it returns: whoever drains the queue before each served
+ * call sees closes in the order in which Linux would release.
+ *
+ * The memfd's name says which file it is: `barlink:ID`. The id is random, so
+ * that a program cannot make up the name of a file that it was never given.
+ *
+ * A number that a call reserves (`reserve`) is a real descriptor at once, since
+ * no real one can be taken back; one that the call gives up stays with the
+ * process and is given out again at the next occasion.
+ */
+import { randomBytes } from "node:crypto";
+import { closeFd, type FdLinks, ftruncateFd, IN_CLOSE, IN_OPEN, IN_Q_OVERFLOW, Inotify, memfdCreate, reopenFd } from "../host/index.ts";
+import type { File } from "../kernel/fs/file.ts";
+import type { Kernel } from "../kernel/kernel.ts";
+import { Errno } from "../lib/errno.ts";
+import { O_ACCMODE, O_APPEND, O_NONBLOCK, O_RDWR } from "../uapi/index.ts";
+import type { SupervisedFiles } from "./types.ts";
+
+/** Random bits of an id: a number holds them exactly. */
+const ID_BYTES = 6;
+/** Status flags of an open that the real descriptor has too. */
+const KEPT = O_ACCMODE | O_NONBLOCK | O_APPEND;
+
+/** One memfd that the program has, or had. */
+export class Held {
+  readonly id: number;
+  /** Our own descriptor of the memfd: not the program's open file, so closing it is no event. */
+  readonly memfd: number;
+  readonly watch: number;
+  /** Open files of the program on it: more than one when it reopened it. */
+  opens = 1;
+  /** undefined while only reserved. */
+  file: File | undefined = undefined;
+  readonly onLastClose: (() => void)[] = [];
+
+  constructor(id: number, memfd: number, watch: number) {
+    this.id = id;
+    this.memfd = memfd;
+    this.watch = watch;
+  }
+}
+
+export class HeldFiles implements SupervisedFiles {
+  readonly #kernel: Kernel;
+  readonly #links: (tid: number) => FdLinks | undefined;
+  readonly #inotify: Inotify;
+  readonly #byId: Map<number, Held> = new Map();
+  readonly #byWatch: Map<number, Held> = new Map();
+  readonly #byFile: Map<File, Held[]> = new Map();
+
+  /** `links`: the descriptors of a thread, undefined when it is gone. */
+  constructor(kernel: Kernel, links: (tid: number) => FdLinks | undefined) {
+    this.#kernel = kernel;
+    this.#links = links;
+    this.#inotify = new Inotify();
+  }
+
+  /** Readable when a close waits in the queue. */
+  get inotifyFd(): number {
+    return this.#inotify.fd;
+  }
+
+  get count(): number {
+    return this.#byId.size;
+  }
+
+  lookup(tid: number, fd: number): File | undefined {
+    return this.held(tid, fd)?.file;
+  }
+
+  held(tid: number, fd: number): Held | undefined {
+    if (this.#byId.size === 0) return undefined;
+    const id = this.#links(tid)?.heldId(fd);
+    return typeof id === "number" && id > 0 ? this.#byId.get(id) : undefined;
+  }
+
+  memfd(file: File): number | undefined {
+    return this.#byFile.get(file)?.[0]?.memfd;
+  }
+
+  onLastClose(file: File, callback: () => void): void {
+    const held = this.#byFile.get(file);
+    if (held === undefined) throw new RangeError(`the program does not hold ${file.path}`);
+    held[0]?.onLastClose.push(callback);
+  }
+
+  /**
+   * A fresh memfd and a descriptor to inject, `openFd`, which the caller closes
+   * after that: then the program's is the last. `flags`: O_* of the open.
+   */
+  create(flags: number): { held: Held; openFd: number } | Errno {
+    const id = randomBytes(ID_BYTES).readUIntBE(0, ID_BYTES) + 1;
+    const memfd = memfdCreate(`barlink:${id}`);
+    if (memfd instanceof Errno) return memfd;
+    const openFd = reopenFd(memfd, flags & KEPT);
+    if (openFd instanceof Errno) {
+      closeFd(memfd);
+      return openFd;
+    }
+    const watch = this.#inotify.watchFd(memfd, IN_OPEN | IN_CLOSE);
+    if (watch instanceof Errno) {
+      closeFd(memfd);
+      closeFd(openFd);
+      return watch;
+    }
+    const held = new Held(id, memfd, watch);
+    this.#byId.set(id, held);
+    this.#byWatch.set(watch, held);
+    return { held, openFd };
+  }
+
+  /** A memfd for a number that a call reserves; see `create`. */
+  createReserved(): { held: Held; openFd: number } | Errno {
+    return this.create(O_RDWR);
+  }
+
+  /** From now on the memfd stands for `file`, whose reference it takes over. If it was closed already, the reference is put. */
+  associate(held: Held, file: File): void {
+    if (held.opens === 0) {
+      this.#kernel.fs.fput(file);
+      return;
+    }
+    held.file = file;
+    const others = this.#byFile.get(file);
+    if (others === undefined) this.#byFile.set(file, [held]);
+    else others.push(held);
+    const size = file.ops.stat?.(file).size ?? 0n;
+    if (size > 0n) ftruncateFd(held.memfd, size);
+  }
+
+  /** The injection failed: nobody has it. */
+  drop(held: Held): void {
+    held.opens = 0;
+    this.#forget(held);
+  }
+
+  /** Takes up what was closed since; true when a file's reference was put. */
+  drain(): boolean {
+    let put = false;
+    this.#inotify.drain((watch, mask) => {
+      if ((mask & IN_Q_OVERFLOW) !== 0) this.overflowed = true;
+      const held = this.#byWatch.get(watch);
+      if (held === undefined) return;
+      if ((mask & IN_OPEN) !== 0) held.opens++;
+      else if ((mask & IN_CLOSE) !== 0 && --held.opens === 0) put = this.#closed(held) || put;
+    });
+    return put;
+  }
+
+  /** Events were lost: some closes will only be seen at the end. */
+  overflowed = false;
+
+  /** The program has ended: whatever it still held, it holds no more. */
+  closeAll(): void {
+    this.drain();
+    for (const held of [...this.#byId.values()]) {
+      held.opens = 0;
+      this.#closed(held);
+    }
+  }
+
+  destroy(): void {
+    this.#inotify.close();
+  }
+
+  #closed(held: Held): boolean {
+    const { file } = held;
+    for (const cb of held.onLastClose) cb();
+    this.#forget(held);
+    if (file === undefined) return false;
+    this.#kernel.fs.fput(file);
+    return true;
+  }
+
+  #forget(held: Held): void {
+    this.#byId.delete(held.id);
+    this.#byWatch.delete(held.watch);
+    if (held.file !== undefined) {
+      const all = this.#byFile.get(held.file);
+      const rest = all?.filter((h) => h !== held) ?? [];
+      if (rest.length > 0) this.#byFile.set(held.file, rest);
+      else this.#byFile.delete(held.file);
+    }
+    // With the last descriptor the inode goes, and the watch with it.
+    closeFd(held.memfd);
+  }
+}

@@ -1,0 +1,76 @@
+/**
+ * The program's seccomp filter: which calls come to us.
+ *
+ * Everything else runs at full speed, and a number that is never trapped is
+ * even answered from the kernel's bitmap without running the filter. Calls of
+ * another ABI pass: the file opens among them are reported, so that whoever
+ * runs a 32-bit program is told why it sees no devices.
+ */
+import { arch, BpfAssembler, SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF } from "../host/index.ts";
+import type { When } from "./types.ts";
+
+export const AUDIT_ARCH_I386 = 0x4000_0003;
+/** The bit that marks the x32 ABI in a call's number. */
+export const X32_BIT = 0x4000_0000;
+/** open, openat of i386. */
+const I386_OPENS = [5, 295];
+const SIGN = 0x8000_0000;
+
+/** Compiles the filter: number → conditions, any of which traps the call. */
+export function compileFilter(traps: ReadonlyMap<number, readonly When[]>): Uint8Array {
+  const a = new BpfAssembler();
+  a.loadArch().if("eq", arch.audit, "native");
+  if (arch.name === "x64") {
+    a.if("eq", AUDIT_ARCH_I386, undefined, "allow1").loadNr();
+    for (const nr of I386_OPENS) a.if("eq", nr, "trap1");
+    a.label("allow1").ret(SECCOMP_RET_ALLOW).label("trap1").ret(SECCOMP_RET_USER_NOTIF);
+  } else {
+    a.ret(SECCOMP_RET_ALLOW);
+  }
+  a.label("native").loadNr();
+  for (const nr of traps.keys()) {
+    a.if("eq", nr, `call${nr}`);
+    const openat = arch.numbers.get("openat");
+    if (nr === openat && arch.name === "x64") a.if("eq", (nr | X32_BIT) >>> 0, "trap2");
+  }
+  a.ret(SECCOMP_RET_ALLOW).label("trap2").ret(SECCOMP_RET_USER_NOTIF);
+  for (const [nr, whens] of traps) {
+    a.label(`call${nr}`);
+    if (whens.some((w) => w.kind === "always")) {
+      a.ret(SECCOMP_RET_USER_NOTIF);
+      continue;
+    }
+    whens.forEach((w, i) => {
+      condition(a, w, `trap${nr}`, `next${nr}.${i}`);
+    });
+    a.ret(SECCOMP_RET_ALLOW).label(`trap${nr}`).ret(SECCOMP_RET_USER_NOTIF);
+  }
+  return a.assemble();
+}
+
+function condition(a: BpfAssembler, w: When, trap: string, next: string): void {
+  switch (w.kind) {
+    case "always":
+      a.goto(trap);
+      break;
+    case "ioctl-type":
+      a.loadArgLow(w.arg).alu("rsh", 8).and(0xff);
+      for (const t of w.types) a.if("eq", t, trap);
+      break;
+    case "equals":
+      a.loadArgLow(w.arg);
+      for (const v of w.values) a.if("eq", v >>> 0, trap);
+      break;
+    case "high-half":
+      a.loadArgHigh(w.arg).if("ge", SIGN, next).if("ge", w.least, trap).label(next);
+      break;
+    case "at-most":
+      a.loadArgHigh(w.arg).if("eq", 0, undefined, next).loadArgLow(w.arg).if("gt", w.most, next, trap).label(next);
+      break;
+    case "bits":
+      a.loadArgLow(w.arg)
+        .and(w.bits >>> 0)
+        .if("eq", w.bits >>> 0, trap);
+      break;
+  }
+}

@@ -1,0 +1,23 @@
+/** What the command's thread and the supervising thread tell each other. */
+import type { MachineDescription } from "../machine/schema.ts";
+
+export interface RunOrder {
+  readonly machine: MachineDescription;
+  /** The file to execute, and its argv. */
+  readonly file: string;
+  readonly argv: readonly string[];
+  readonly traceFile: string | undefined;
+  readonly strace: boolean;
+  readonly selftest: boolean;
+  readonly debug: boolean;
+  /** Private folder, 0700. */
+  readonly directory: string;
+}
+
+export type RunMessage =
+  /** The program runs. */
+  | { readonly kind: "started"; readonly pid: number }
+  /** It could not be started. */
+  | { readonly kind: "refused"; readonly status: number; readonly message: string }
+  /** The last process has ended; this is how the program itself did. */
+  | { readonly kind: "ended"; readonly how: "exited" | "killed"; readonly status: number };

@@ -1,0 +1,131 @@
+/**
+ * `barlink run`, on the command's thread: starts the supervising thread, passes
+ * signals on, and ends as the program does.
+ *
+ * The program is in our process group and on our terminal, so what the terminal
+ * sends (^C, ^\) reaches it without us, and must not end us before it. A signal
+ * that somebody sends to us alone is meant for the program, and is passed on.
+ */
+import { mkdtempSync, readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { startWorker } from "../host/worker.ts";
+import type { MachineDescription } from "../machine/schema.ts";
+import { endLike } from "./exit.ts";
+import { findProgram, LaunchError } from "./launch.ts";
+import type { RunMessage, RunOrder } from "./messages.ts";
+import { Watchdog } from "./watchdog.ts";
+
+export interface RunOptions {
+  readonly machine: MachineDescription;
+  readonly traceFile?: string | undefined;
+  readonly strace: boolean;
+  readonly selftest: boolean;
+  readonly debug: boolean;
+}
+
+const PASSED_ON: readonly NodeJS.Signals[] = ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGWINCH", "SIGIO"];
+const FROM_TERMINAL: readonly NodeJS.Signals[] = ["SIGINT", "SIGQUIT"];
+
+const say = (message: string): void => void process.stderr.write(`barlink: ${message}\n`);
+
+/** Runs the program to its end; this process ends with it. */
+export async function run(command: string, args: readonly string[], options: RunOptions): Promise<void> {
+  const signals = new SignalRelay();
+  let launch: ReturnType<typeof findProgram>;
+  try {
+    launch = findProgram(command, args, process.cwd(), process.env["PATH"]);
+  } catch (e) {
+    if (!(e instanceof LaunchError)) throw e;
+    say(e.message);
+    process.exit(e.status);
+  }
+  for (const w of launch.warnings) say(w);
+  const directory = mkdtempSync(join(tmpdir(), "barlink-"));
+  const watchdog = new Watchdog(directory);
+  const order: RunOrder = { ...options, traceFile: options.traceFile, file: launch.file, argv: launch.argv, directory };
+  const message = await supervise(order, (pid) => signals.to(pid));
+  await watchdog.dismiss();
+  signals.stop();
+  if (message.kind === "refused") {
+    say(message.message);
+    process.exit(message.status);
+  }
+  endLike(message);
+}
+
+/** Runs the supervising thread to its last message. */
+function supervise(order: RunOrder, started: (pid: number) => void): Promise<Exclude<RunMessage, { kind: "started" }>> {
+  return new Promise((resolve) => {
+    const worker = startWorker("./run_worker.ts", import.meta.url, { workerData: order });
+    let last: Exclude<RunMessage, { kind: "started" }> = {
+      kind: "refused",
+      status: 70,
+      message: "internal error: the supervising thread ended",
+    };
+    worker.on("message", (m: RunMessage) => {
+      if (m.kind === "started") started(m.pid);
+      else last = m;
+    });
+    worker.on("error", (e) => {
+      last = { kind: "refused", status: 70, message: `internal error: ${e instanceof Error ? (e.stack ?? e.message) : String(e)}` };
+    });
+    worker.once("exit", () => resolve(last));
+    worker.stdout?.resume();
+    worker.stderr?.on("data", (d: Uint8Array) => process.stderr.write(d));
+  });
+}
+
+/** Signals to us, for the program. Those that come before it runs are kept. */
+class SignalRelay {
+  #pid: number | undefined = undefined;
+  readonly #kept: NodeJS.Signals[] = [];
+  readonly #listeners: [NodeJS.Signals, () => void][] = [];
+
+  constructor() {
+    for (const name of PASSED_ON) this.#listen(name, () => this.#pass(name));
+    for (const name of FROM_TERMINAL) {
+      this.#listen(name, () => {
+        if (!isForeground()) this.#pass(name);
+      });
+    }
+  }
+
+  to(pid: number): void {
+    this.#pid = pid;
+    for (const name of this.#kept.splice(0)) this.#pass(name);
+  }
+
+  stop(): void {
+    for (const [name, l] of this.#listeners) process.removeListener(name, l);
+  }
+
+  #listen(name: NodeJS.Signals, listener: () => void): void {
+    this.#listeners.push([name, listener]);
+    process.on(name, listener);
+  }
+
+  #pass(name: NodeJS.Signals): void {
+    if (this.#pid === undefined) {
+      this.#kept.push(name);
+      return;
+    }
+    try {
+      process.kill(this.#pid, name);
+    } catch {
+      // It has ended meanwhile.
+    }
+  }
+}
+
+/** Our process group is the terminal's foreground: ^C there reached the program as well. */
+function isForeground(): boolean {
+  try {
+    const stat = readFileSync("/proc/self/stat", "latin1");
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const [, , pgrp, , , tpgid] = fields;
+    return tpgid === pgrp;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,84 @@
+/**
+ * What cleans up when barlink itself is killed.
+ *
+ * A shell in a session of its own waits for the end of its standard input,
+ * which is a pipe from us. A line on it says that all is well; its mere end says
+ * that we are gone. Then the program's devices are gone too, and its next calls
+ * would fail with ENOSYS in ways that it never met: the watchdog kills every
+ * process of the program, says so, and removes our folder.
+ *
+ * It finds them in a list in that folder (pid and start time, so that a pid that
+ * was used again is left alone), with their descendants.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { rmSync } from "node:fs";
+
+const SCRIPT = `
+trap '' HUP INT QUIT TERM TSTP TTIN TTOU
+dir=$1
+read -r word && [ "$word" = done ] && exit 0
+start_of() {
+  read -r line 2>/dev/null < "/proc/$1/stat" || return 1
+  set -- \${line##*) }
+  ppid=$2 start=\${20}
+}
+ours=' '
+while read -r pid start0; do
+  start_of "$pid" && [ "$start" = "$start0" ] && ours="$ours$pid "
+done < "$dir/processes"
+killed=0 round=0
+while [ "$round" -lt 5 ]; do
+  round=$((round + 1)) found=
+  for p in /proc/[0-9]*; do
+    pid=\${p#/proc/}
+    case $ours in *" $pid "*) continue ;; esac
+    start_of "$pid" || continue
+    case $ours in *" $ppid "*) ours="$ours$pid " found=1 ;; esac
+  done
+  for pid in $ours; do
+    case " $dead " in *" $pid "*) continue ;; esac
+    kill -KILL "$pid" && killed=$((killed + 1))
+    dead="$dead $pid"
+  done 2>/dev/null
+  [ -n "$found" ] || break
+done
+echo "barlink: barlink was killed; so was the program ($killed processes), because the devices it used are gone" >&2
+rm -rf "$dir"
+`;
+
+/** A tidy end waits so long at most for the watchdog. */
+const END_MS = 300;
+
+export class Watchdog {
+  readonly #child: ChildProcess;
+  readonly #directory: string;
+
+  /** `directory`: ours; it goes with us. Without /bin/sh nobody watches. */
+  constructor(directory: string) {
+    this.#directory = directory;
+    this.#child = spawn("/bin/sh", ["-c", SCRIPT, "barlink-watchdog", directory], {
+      detached: true,
+      cwd: "/",
+      env: { PATH: "/usr/bin:/bin" },
+      stdio: ["pipe", "ignore", "inherit"],
+    });
+    this.#child.on("error", () => {});
+    this.#child.stdin?.on("error", () => {});
+    this.#child.unref();
+  }
+
+  /** All went well: the watchdog ends, and the folder is removed. */
+  async dismiss(): Promise<void> {
+    const child = this.#child;
+    if (child.pid !== undefined && child.exitCode === null) {
+      const ended = new Promise<void>((resolve) => {
+        child.once("exit", () => resolve());
+        setTimeout(resolve, END_MS);
+      });
+      child.ref();
+      child.stdin?.end("done\n");
+      await ended;
+    }
+    rmSync(this.#directory, { recursive: true, force: true });
+  }
+}
