@@ -84,15 +84,18 @@ afterEach(() => {
 });
 
 describe("COMMAND.MEMORY", () => {
-  test.each([1, 2, 4] as const)("§6 rows 1 and 2: cleared by a write of %i bytes revokes; set, it restores the buffer but not the mapping", (n) => {
-    scene();
-    expect(s.configWrite(s.fd, R.PCI_COMMAND, n, 0)).toBe(n);
-    expect(s.old).toBe("dead");
-    expect(s.again()).toBe(ENODEV);
-    expect(s.command(R.PCI_COMMAND_MEMORY)).toBe(2);
-    expect(s.again()).toBe(0);
-    s.expectDeadButThere();
-  });
+  test.each([1, 2, 4] as const)(
+    "§6 rows 1 and 2: cleared by a write of %i bytes revokes; set, it restores the buffer but not the mapping",
+    (n) => {
+      scene();
+      expect(s.configWrite(s.fd, R.PCI_COMMAND, n, 0)).toBe(n);
+      expect(s.old).toBe("dead");
+      expect(s.again()).toBe(ENODEV);
+      expect(s.command(R.PCI_COMMAND_MEMORY)).toBe(2);
+      expect(s.again()).toBe(0);
+      s.expectDeadButThere();
+    },
+  );
 
   test("§6 row 2: an export while it is clear is born revoked, and lives when it is set", () => {
     scene();
@@ -177,26 +180,15 @@ describe("VFIO_DEVICE_RESET", () => {
 
   test("§6 row 6: that finds the function locked answers EAGAIN: the mapping is dead, the buffer lives", () => {
     scene();
-    const holder = s.kernel.sched.thread("sysfs");
-    let done = false;
-    const gate = { name: "test" };
-    s.kernel.sched.start(
-      holder,
-      (function* () {
-        yield* s.pdev().lock.lock();
-        while (!done) {
-          s.kernel.sched.block(gate);
-          yield { op: "wait" as const, on: gate };
-        }
-        s.pdev().lock.unlock();
-      })(),
+    const { lock } = s.pdev();
+    const held = s.hold(
+      () => lock.lock(),
+      () => lock.unlock(),
     );
-    s.kernel.sched.step(holder);
     expect(s.ioctl(s.fd, V.VFIO_DEVICE_RESET)).toBe(EAGAIN);
     expect(s.old).toBe("dead");
     expect(s.again()).toBe(0);
-    done = true;
-    s.kernel.sched.wake(holder);
+    held.release();
     s.settle();
   });
 });
@@ -277,28 +269,16 @@ describe("PCI_HOT_RESET", () => {
     const other = s.core(s.bdfs[1]);
     // Open, so awake: waking one takes ML before any of it is tried.
     s.device(s.bdfs[1]);
-    const holder = s.kernel.sched.thread("fault");
-    const gate = { name: "test" };
-    let done = false;
-    s.kernel.sched.start(
-      holder,
-      (function* () {
-        yield* other.memoryLock.downRead();
-        while (!done) {
-          s.kernel.sched.block(gate);
-          yield { op: "wait" as const, on: gate };
-        }
-        other.memoryLock.upRead();
-      })(),
+    const held = s.hold(
+      () => other.memoryLock.downRead(),
+      () => other.memoryLock.upRead(),
     );
-    s.kernel.sched.step(holder);
     s.model().resets.length = 0;
     expect(hotReset(s.fd)).toBe(EBUSY);
     expect(s.model().resets).toEqual([]);
     expect(s.old).toBe("dead");
     expect(s.again()).toBe(0);
-    done = true;
-    s.kernel.sched.wake(holder);
+    held.release();
     s.settle();
   });
 

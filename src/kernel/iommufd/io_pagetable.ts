@@ -103,6 +103,18 @@ export class IoPagetable implements FillTarget, IovaSpace {
     this.iovaSem = new RwSem(kernel.sched, IOVA_SEM);
   }
 
+  /** Runs `body` with domains and IOVAs locked for writing: nobody else is in the table. */
+  *#exclusively<T>(body: Step<T>): Step<T> {
+    yield* this.domainsSem.downWrite();
+    yield* this.iovaSem.downWrite();
+    try {
+      return yield* body;
+    } finally {
+      this.iovaSem.upWrite();
+      this.domainsSem.upWrite();
+    }
+  }
+
   // ----- map
 
   /**
@@ -382,33 +394,30 @@ export class IoPagetable implements FillTarget, IovaSpace {
    * Fills a domain with every area and keeps it so. EINVAL: it cannot map single
    * pages. EADDRINUSE: an area is unaligned or outside of what it translates.
    */
-  *addDomain(domain: IoptDomain): Step<Errno | undefined> {
-    yield* this.domainsSem.downWrite();
-    yield* this.iovaSem.downWrite();
-    try {
-      if (this.domains.includes(domain)) throw new KernelBug("iommufd: a domain is added twice");
-      const page = smallestPage(domain);
-      const alignment = maxN(page, this.iovaAlignment);
-      if (alignment > PAGE_SIZE_N) return EINVAL;
-      if (alignment !== this.iovaAlignment) {
-        const e = this.#checkAlignment(alignment);
-        if (e !== undefined) return e;
-      }
-      const { apertureStart, apertureEnd } = domain.geometry;
-      let e = apertureStart === 0n ? undefined : this.reserve(0n, apertureStart - 1n, domain);
-      if (e === undefined && apertureEnd !== U64_MAX) e = this.reserve(apertureEnd + 1n, U64_MAX, domain);
-      e ??= yield* this.#fillNewDomain(domain);
-      if (e !== undefined) {
-        this.#unreserve(domain);
-        return e;
-      }
-      this.iovaAlignment = alignment;
-      this.domains.push(domain);
-      return undefined;
-    } finally {
-      this.iovaSem.upWrite();
-      this.domainsSem.upWrite();
+  addDomain(domain: IoptDomain): Step<Errno | undefined> {
+    return this.#exclusively(this.#addDomain(domain));
+  }
+
+  *#addDomain(domain: IoptDomain): Step<Errno | undefined> {
+    if (this.domains.includes(domain)) throw new KernelBug("iommufd: a domain is added twice");
+    const page = smallestPage(domain);
+    const alignment = maxN(page, this.iovaAlignment);
+    if (alignment > PAGE_SIZE_N) return EINVAL;
+    if (alignment !== this.iovaAlignment) {
+      const e = this.#checkAlignment(alignment);
+      if (e !== undefined) return e;
     }
+    const { apertureStart, apertureEnd } = domain.geometry;
+    let e = apertureStart === 0n ? undefined : this.reserve(0n, apertureStart - 1n, domain);
+    if (e === undefined && apertureEnd !== U64_MAX) e = this.reserve(apertureEnd + 1n, U64_MAX, domain);
+    e ??= yield* this.#fillNewDomain(domain);
+    if (e !== undefined) {
+      this.#unreserve(domain);
+      return e;
+    }
+    this.iovaAlignment = alignment;
+    this.domains.push(domain);
+    return undefined;
   }
 
   *#fillNewDomain(domain: IoptDomain): Step<Errno | undefined> {
@@ -427,22 +436,19 @@ export class IoPagetable implements FillTarget, IovaSpace {
   }
 
   /** Empties a domain and lets go of it. Cannot fail. */
-  *removeDomain(domain: IoptDomain): Step<void> {
-    yield* this.domainsSem.downWrite();
-    yield* this.iovaSem.downWrite();
-    try {
-      const i = this.domains.indexOf(domain);
-      if (i < 0) throw new KernelBug("iommufd: a domain is removed that was not added");
-      // The tail takes the place of the one that goes, as the kernel's table stays dense.
-      const tail = this.domains.pop() as IoptDomain;
-      if (i < this.domains.length) this.domains[i] = tail;
-      for (const area of this.areas) if (area.pages !== undefined) yield* unfillDomain(area, area.pages, domain, this.domains[0]);
-      this.#unreserve(domain);
-      this.#recalculate();
-    } finally {
-      this.iovaSem.upWrite();
-      this.domainsSem.upWrite();
-    }
+  removeDomain(domain: IoptDomain): Step<void> {
+    return this.#exclusively(this.#removeDomain(domain));
+  }
+
+  *#removeDomain(domain: IoptDomain): Step<void> {
+    const i = this.domains.indexOf(domain);
+    if (i < 0) throw new KernelBug("iommufd: a domain is removed that was not added");
+    // The tail takes the place of the one that goes, as the kernel's table stays dense.
+    const tail = this.domains.pop() as IoptDomain;
+    if (i < this.domains.length) this.domains[i] = tail;
+    for (const area of this.areas) if (area.pages !== undefined) yield* unfillDomain(area, area.pages, domain, this.domains[0]);
+    this.#unreserve(domain);
+    this.#recalculate();
   }
 
   /** What domains, accesses and the large page option need; EADDRINUSE when the areas do not bear it. */
@@ -465,58 +471,49 @@ export class IoPagetable implements FillTarget, IovaSpace {
   // ----- accesses
 
   /** Takes an in-kernel user in; its id, or EADDRINUSE when the areas are not aligned enough for it. */
-  *addAccess(access: IoptAccess): Step<number | Errno> {
-    yield* this.domainsSem.downWrite();
-    yield* this.iovaSem.downWrite();
-    try {
-      let id = this.accesses.indexOf(undefined);
-      if (id < 0) id = this.accesses.length;
-      this.accesses[id] = access;
-      const e = this.calculateAlignment();
-      if (e === undefined) return id;
-      this.accesses[id] = undefined;
-      return e;
-    } finally {
-      this.iovaSem.upWrite();
-      this.domainsSem.upWrite();
-    }
+  addAccess(access: IoptAccess): Step<number | Errno> {
+    return this.#exclusively(this.#addAccess(access));
   }
 
-  *removeAccess(id: number): Step<void> {
-    yield* this.domainsSem.downWrite();
-    yield* this.iovaSem.downWrite();
-    try {
-      if (this.accesses[id] === undefined) throw new KernelBug(`iommufd: access ${id} is removed twice`);
-      this.accesses[id] = undefined;
-      this.#recalculate();
-    } finally {
-      this.iovaSem.upWrite();
-      this.domainsSem.upWrite();
-    }
+  *#addAccess(access: IoptAccess): Step<number | Errno> {
+    let id = this.accesses.indexOf(undefined);
+    if (id < 0) id = this.accesses.length;
+    this.accesses[id] = access;
+    const e = this.calculateAlignment();
+    if (e === undefined) return id;
+    this.accesses[id] = undefined;
+    return e;
+  }
+
+  removeAccess(id: number): Step<void> {
+    return this.#exclusively(this.#removeAccess(id));
+  }
+
+  *#removeAccess(id: number): Step<void> {
+    if (this.accesses[id] === undefined) throw new KernelBug(`iommufd: access ${id} is removed twice`);
+    this.accesses[id] = undefined;
+    this.#recalculate();
   }
 
   // ----- large pages, splitting
 
   /** Page by page from now on. EINVAL once something is mapped in a domain; EADDRINUSE for unaligned areas. */
-  *setLargePages(enable: boolean): Step<Errno | undefined> {
-    yield* this.domainsSem.downWrite();
-    yield* this.iovaSem.downWrite();
-    try {
-      if (enable) {
-        this.disableLargePages = false;
-        this.#recalculate();
-        return undefined;
-      }
-      if (this.disableLargePages) return undefined;
-      if (this.domains.length > 0 && this.areas.size > 0) return EINVAL;
-      this.disableLargePages = true;
-      const e = this.calculateAlignment();
-      if (e !== undefined) this.disableLargePages = false;
-      return e;
-    } finally {
-      this.iovaSem.upWrite();
-      this.domainsSem.upWrite();
+  setLargePages(enable: boolean): Step<Errno | undefined> {
+    return this.#exclusively(this.#setLargePages(enable));
+  }
+
+  *#setLargePages(enable: boolean): Step<Errno | undefined> {
+    if (enable) {
+      this.disableLargePages = false;
+      this.#recalculate();
+      return undefined;
     }
+    if (this.disableLargePages) return undefined;
+    if (this.domains.length > 0 && this.areas.size > 0) return EINVAL;
+    this.disableLargePages = true;
+    const e = this.calculateAlignment();
+    if (e !== undefined) this.disableLargePages = false;
+    return e;
   }
 
   /** Splits areas so that each of `lasts` is the last IOVA of one; type1 containers unmap inside of a mapping. */

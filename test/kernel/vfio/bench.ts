@@ -167,6 +167,31 @@ export class Bench {
     this.kernel.sched.settle();
   }
 
+  /** A kernel thread takes a lock, and keeps it until told to let go; `settle` then runs what waited. */
+  hold(take: () => Step<unknown>, letGo: () => void): { readonly release: () => void } {
+    const { sched } = this.kernel;
+    const thread = sched.thread("holder");
+    const gate = { name: "gate" };
+    let open = false;
+    const body = function* (): Step<void> {
+      yield* take();
+      while (!open) {
+        sched.block(gate);
+        yield { op: "wait" as const, on: gate };
+      }
+      letGo();
+    };
+    sched.start(thread, body());
+    sched.step(thread);
+    return {
+      release(): void {
+        open = true;
+        sched.wake(thread);
+        sched.step(thread);
+      },
+    };
+  }
+
   bindDriver(bdf: string): Errno | undefined {
     const dev = this.pdev(bdf);
     dev.driverOverride = "vfio-pci";

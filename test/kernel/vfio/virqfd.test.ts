@@ -1,37 +1,16 @@
 /** Eventfds that the kernel listens to, ended while a worker of theirs is under way. */
 import { expect, test } from "vitest";
-import type { RwSem } from "../../../src/sched/locks.ts";
-import type { Task } from "../../../src/sched/task.ts";
 import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from "../../../src/uapi/index.ts";
 import * as V from "../../../src/uapi/vfio.ts";
 import { Bench } from "./bench.ts";
 
 /** Somebody holds the memory lock until told to let go. */
 function holdMl(b: Bench): { release(): void } {
-  const lock: RwSem = b.core().memoryLock;
-  const { sched } = b.kernel;
-  const t: Task = sched.thread("holder");
-  const gate = { name: "gate" };
-  let open = false;
-  sched.start(
-    t,
-    (function* () {
-      yield* lock.downWrite();
-      while (!open) {
-        sched.block(gate);
-        yield { op: "wait" as const, on: gate };
-      }
-      lock.upWrite();
-    })(),
+  const { memoryLock } = b.core();
+  return b.hold(
+    () => memoryLock.downWrite(),
+    () => memoryLock.upWrite(),
   );
-  sched.step(t);
-  return {
-    release(): void {
-      open = true;
-      sched.wake(t);
-      sched.step(t);
-    },
-  };
 }
 
 function withIoeventfd(): { b: Bench; fd: number; efd: number; change(fd: number): unknown; writes(): unknown[] } {
