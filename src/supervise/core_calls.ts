@@ -4,12 +4,11 @@
  * watches.
  *
  * What a call means is the embedded kernel's business (`kernel/fs/syscalls.ts`);
- * here its arguments are taken from the registers. Read and write at a position
- * are trapped only where regions of a device lie (`REGION_HIGH`), so that I/O on
- * ordinary files runs at full speed.
+ * here its arguments are taken from the registers. What reads, writes and maps
+ * a device's regions is in `device_files.ts`.
  */
-import { AT_EMPTY_PATH, encodeStat, encodeStatx, readMemory } from "../host/index.ts";
-import { EFAULT, EINVAL, ENOSYS, Errno } from "../lib/errno.ts";
+import { AT_EMPTY_PATH, encodeStat, encodeStatx } from "../host/index.ts";
+import { EFAULT, ENOSYS, Errno } from "../lib/errno.ts";
 import type { Step } from "../sched/task.ts";
 import { F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_SETFL, O_CREAT, O_LARGEFILE, O_PATH, O_TRUNC, O_WRONLY } from "../uapi/index.ts";
 import { Call } from "./call.ts";
@@ -21,23 +20,13 @@ import { answer, CONTINUE, type Handler, type Outcome, type TrappedCall, type Wh
 
 /** iommufd and VFIO, dma-buf, dma-heap, udmabuf, sync files. */
 const IOCTL_TYPES = [..."; bHu>"].filter((c) => c !== " ").map((c) => c.charCodeAt(0));
-/** High half of the lowest position that a device's regions have. */
-const REGION_HIGH = 0x100;
-const IOV_MAX = 1024;
-const IOVEC = 16;
 
 export function registerCoreCalls(core: Core): void {
   /** For calls whose argument 0 is a descriptor of ours. */
   const onFile = (nr: number, body: (call: TrappedCall) => Step<Outcome | undefined>, ...when: When[]): void => {
     core.handle(nr, Object.assign(body, { concerns: (call: TrappedCall) => call instanceof Call && core.concernsFile(call) }), ...when);
   };
-  const high = (arg: number): When => ({ kind: "high-half", arg, least: REGION_HIGH });
-
   onFile(sys.SYS_ioctl, ioctl, { kind: "ioctl-type", arg: 1, types: IOCTL_TYPES });
-  onFile(sys.SYS_pread64, (c) => transfer(c, false), high(3));
-  onFile(sys.SYS_pwrite64, (c) => transfer(c, true), high(3));
-  for (const nr of [sys.SYS_preadv, sys.SYS_preadv2]) onFile(nr, (c) => vectored(c, false), high(3));
-  for (const nr of [sys.SYS_pwritev, sys.SYS_pwritev2]) onFile(nr, (c) => vectored(c, true), high(3));
   onFile(sys.SYS_lseek, lseek);
   onFile(sys.SYS_fcntl, fcntl, { kind: "equals", arg: 1, values: [F_GETFL, F_SETFL, F_ADD_SEALS, F_GET_SEALS] });
   onFile(sys.SYS_fstat, (c) => fstat(c, 1));
@@ -51,41 +40,6 @@ export function registerCoreCalls(core: Core): void {
 
 function* ioctl(call: TrappedCall): Step<Outcome> {
   return answer(yield* call.process.sys.ioctl(call.int(0), Number(BigInt.asUintN(32, call.args[1] as bigint)), call.args[2] as bigint));
-}
-
-const count = (call: TrappedCall): number => {
-  const n = BigInt.asIntN(64, call.args[2] as bigint);
-  return n > 0x7fff_f000n ? 0x7fff_f000 : Number(n);
-};
-
-function* transfer(call: TrappedCall, write: boolean): Step<Outcome> {
-  const { sys: calls } = call.process;
-  const [fd, buf, at] = [call.int(0), call.args[1] as bigint, BigInt.asIntN(64, call.args[3] as bigint)];
-  return answer(write ? yield* calls.pwrite(fd, buf, count(call), at) : yield* calls.pread(fd, buf, count(call), at));
-}
-
-/** As Linux does it for a file that knows no vectors: one buffer after the other, until one is not filled. */
-function* vectored(call: TrappedCall, write: boolean): Step<Outcome> {
-  const n = call.int(2);
-  if (n < 0 || n > IOV_MAX) return answer(EINVAL);
-  const bytes = new Uint8Array(IOVEC * n);
-  const got = readMemory(call.tid, call.args[1] as bigint, bytes);
-  if (got instanceof Errno || got < bytes.length) return answer(EFAULT);
-  const iov = new DataView(bytes.buffer);
-  const { sys: calls } = call.process;
-  let at = BigInt.asIntN(64, call.args[3] as bigint);
-  let done = 0;
-  for (let i = 0; i < n; i++) {
-    const base = iov.getBigUint64(i * IOVEC, true);
-    const length = Number(iov.getBigUint64(i * IOVEC + 8, true));
-    if (length === 0) continue;
-    const r = write ? yield* calls.pwrite(call.int(0), base, length, at) : yield* calls.pread(call.int(0), base, length, at);
-    if (r instanceof Errno) return answer(done > 0 ? done : r);
-    done += r;
-    at += BigInt(r);
-    if (r < length) break;
-  }
-  return answer(done);
 }
 
 function* lseek(call: TrappedCall): Step<Outcome> {

@@ -48,6 +48,27 @@ export function compileFilter(traps: ReadonlyMap<number, readonly When[]>): Uint
   return a.assemble();
 }
 
+/** The same test, of a call that was trapped for any reason. */
+export function matches(w: When, args: readonly bigint[]): boolean {
+  if (w.kind === "always") return true;
+  const arg = args[w.arg] as bigint;
+  const low = Number(arg & 0xffff_ffffn);
+  switch (w.kind) {
+    case "ioctl-type":
+      return w.types.includes((low >>> 8) & 0xff);
+    case "equals":
+      return w.values.some((v) => v >>> 0 === low);
+    case "high-half": {
+      const high = Number(arg >> 32n);
+      return high < SIGN && high >= w.least;
+    }
+    case "at-most":
+      return arg <= BigInt(w.most);
+    case "bits":
+      return (low & w.bits) >>> 0 === w.bits >>> 0;
+  }
+}
+
 function condition(a: BpfAssembler, w: When, trap: string, next: string): void {
   switch (w.kind) {
     case "always":

@@ -20,6 +20,7 @@
  */
 
 import { PAGE_MASK_N } from "../lib/addr.ts";
+import type { Step } from "../sched/task.ts";
 import { MADV_DONTNEED, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE } from "../uapi/index.ts";
 import { SYS_brk, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_shmdt } from "./numbers.ts";
 import { ProcessMemory } from "./process_memory.ts";
@@ -80,12 +81,15 @@ const pageUp = (n: bigint): bigint => (n + PAGE_MASK_N) & ~PAGE_MASK_N;
 
 /** Traps the calls. */
 export function registerMemoryCalls(supervisor: Supervisor): void {
+  const pinned = ({ memory }: TrappedCall): boolean => memory instanceof ProcessMemory && memory.pinned;
   const before = (tell: (m: ProcessMemory, args: Args) => void): Handler =>
-    function* (call: TrappedCall) {
-      const { memory } = call;
-      if (memory instanceof ProcessMemory && memory.pinned) tell(memory, call.args);
-      return undefined;
-    };
+    Object.assign(
+      function* (call: TrappedCall): Step<undefined> {
+        tell(call.memory as ProcessMemory, call.args);
+        return undefined;
+      },
+      { concerns: pinned },
+    );
   supervisor.handle(SYS_munmap, before(munmap), { kind: "always" });
   supervisor.handle(SYS_mmap, before(mmap), { kind: "bits", arg: 3, bits: MAP_FIXED });
   supervisor.handle(SYS_mremap, before(mremap), { kind: "always" });

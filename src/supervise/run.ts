@@ -34,7 +34,7 @@ export async function run(command: string, args: readonly string[], options: Run
   const signals = new SignalRelay();
   let launch: ReturnType<typeof findProgram>;
   try {
-    launch = findProgram(command, args, process.cwd(), process.env["PATH"]);
+    launch = findProgram(command, args, process.cwd(), process.env.PATH);
   } catch (e) {
     if (!(e instanceof LaunchError)) throw e;
     say(e.message);

@@ -20,7 +20,7 @@ import type { Step, Task } from "../sched/task.ts";
 import { O_CLOEXEC } from "../uapi/index.ts";
 import { Call, type CallHost } from "./call.ts";
 import { type Held, HeldFiles } from "./files.ts";
-import { AUDIT_ARCH_I386, X32_BIT } from "./filter.ts";
+import { AUDIT_ARCH_I386, matches, X32_BIT } from "./filter.ts";
 import { defaultHooks } from "./hooks.ts";
 import * as sys from "./numbers.ts";
 import { Processes, type ServedProcess } from "./processes.ts";
@@ -45,6 +45,14 @@ export interface CoreOptions extends SuperviseOptions {
   readonly warn: (message: string) => void;
 }
 
+interface Registration {
+  readonly handler: Handler;
+  readonly when: readonly When[];
+}
+
+const concerns = ({ handler, when }: Registration, call: Call): boolean =>
+  (when.length === 0 || when.some((w) => matches(w, call.args))) && (handler.concerns === undefined || handler.concerns(call));
+
 interface Ticker {
   readonly ms: number;
   readonly callback: () => void;
@@ -67,7 +75,7 @@ export class Core implements Supervisor, CallHost {
   readonly traps: Map<number, When[]> = new Map();
   /** Set by the loop: descriptors to wait for. */
   onWatch: { add(fd: number): void; remove(fd: number): void } | undefined = undefined;
-  readonly #handlers: Map<number, Handler[]> = new Map();
+  readonly #handlers: Map<number, Registration[]> = new Map();
   readonly #observers: CallObserver[] = [];
   readonly #atEnd: (() => void)[] = [];
   readonly #byTask: Map<Task, Call> = new Map();
@@ -108,7 +116,7 @@ export class Core implements Supervisor, CallHost {
   handle(nr: number, handler: Handler, ...when: readonly When[]): void {
     if (nr < 0) return;
     const handlers = this.#handlers.get(nr) ?? [];
-    handlers.push(handler);
+    handlers.push({ handler, when });
     this.#handlers.set(nr, handlers);
     const whens = this.traps.get(nr) ?? [];
     whens.push(...(when.length === 0 ? [{ kind: "always" } as const] : when));
@@ -190,7 +198,8 @@ export class Core implements Supervisor, CallHost {
       return;
     }
     const call = new Call(this, thread, n);
-    if (!handlers.some((h) => h.concerns === undefined || h.concerns(call))) {
+    const first = handlers.findIndex((r) => concerns(r, call));
+    if (first < 0) {
       this.#send().continue(n.id);
       return;
     }
@@ -198,9 +207,10 @@ export class Core implements Supervisor, CallHost {
     const task = thread.taskForCall();
     call.task = task;
     this.#byTask.set(task, call);
+    this.hooks.credentials(this, thread.process);
     for (const o of this.#observers) o.begin?.(call);
     const { sched } = this.kernel;
-    sched.start(task, this.#body(call, handlers));
+    sched.start(task, this.#body(call, handlers, first));
     try {
       while (task.state === "runnable" && !task.queued) sched.step(task);
     } catch (e) {
@@ -340,11 +350,13 @@ export class Core implements Supervisor, CallHost {
 
   // Inside.
 
-  *#body(call: Call, handlers: readonly Handler[]): Step<Outcome> {
+  /** The handlers' answer; those before `first` are not concerned, and `first` is. */
+  *#body(call: Call, handlers: readonly Registration[], first: number): Step<Outcome> {
     try {
-      for (const h of handlers) {
-        if (h.concerns !== undefined && !h.concerns(call)) continue;
-        const outcome = yield* h(call);
+      for (let i = first; i < handlers.length; i++) {
+        const r = handlers[i] as Registration;
+        if (i > first && !concerns(r, call)) continue;
+        const outcome = yield* r.handler(call);
         if (outcome !== undefined) return outcome;
       }
       return CONTINUE;

@@ -141,7 +141,7 @@ export interface Hooks {
    * /proc/TID/fd/FD says.
    */
   foreign: (supervisor: Supervisor, process: SupervisedProcess, tid: number, fd: number, link: string) => File | Errno;
-  /** Called once for a new process (and after exec): makes its credentials and limits tell what they are when asked. */
+  /** A call of the process begins to be served: credentials and limits are to be what they are now, when they are asked for. */
   credentials: (supervisor: Supervisor, process: SupervisedProcess) => void;
 }
 
@@ -159,7 +159,7 @@ export interface Supervisor {
   readonly options: SuperviseOptions;
   /** A private folder, 0700, removed at the end (by the watchdog if we are killed). Made on first use. */
   readonly directory: string;
-  /** Traps calls of a number. Handlers of one number are asked in order of registration. */
+  /** Traps calls of a number, every one or those that fulfil one of `when`. Handlers of one number are asked in order of registration. */
   handle(nr: number, handler: Handler, ...when: readonly When[]): void;
   observe(observer: CallObserver): void;
   /** The process of a thread group that has called; undefined when none has, or it has ended. */
