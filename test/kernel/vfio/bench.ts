@@ -2,6 +2,8 @@
 import { afterEach, expect } from "vitest";
 import type { Process } from "../../../src/kernel/fs/process.ts";
 import type { IommuDescription } from "../../../src/kernel/iommu/iommu.ts";
+import { openLedger } from "../../../src/kernel/iommu/ledger.ts";
+import { checkInvariants } from "../../../src/kernel/iommufd/check.ts";
 import { iommufdInit } from "../../../src/kernel/iommufd/main.ts";
 import { Kernel } from "../../../src/kernel/kernel.ts";
 import type { PciDev } from "../../../src/kernel/pci/pci_dev.ts";
@@ -122,6 +124,7 @@ export class Bench {
   constructor(options: BenchOptions = {}) {
     const k = this.kernel;
     k.trace.listen((r) => this.events.push(r.event));
+    openLedger(k);
     if (options.iommu !== "none") k.iommu.addUnit({ kind: "intel-legacy", ...options.iommu });
     const functions = options.functions ?? [TINY];
     const node = (d: PciFunctionDescription, n: number): PciNode => ({
@@ -401,8 +404,9 @@ export class Bench {
     this.#leaksExpected = true;
   }
 
-  /** The process ends; nothing may be left. */
+  /** The process ends, with everything in order until then; nothing may be left. */
   finish(): void {
+    checkInvariants(this.kernel);
     if (!this.process.exited) this.run(this.process.exit());
     this.settle();
     if (this.#leaksExpected) return;
