@@ -1,6 +1,7 @@
 /** Makes the calls of a program (`program.ts`) on the embedded kernel; the counterpart of `hostile.c`. */
 import { EmbeddedHost, type EmbeddedTransport, readMachine } from "../../src/client/index.ts";
 import { Errno } from "../../src/lib/index.ts";
+import type { MachineDescription } from "../../src/machine/schema.ts";
 import * as u from "../../src/uapi/index.ts";
 
 /** One call's answer; beside these, outputs that only some calls have. */
@@ -255,9 +256,12 @@ function commandOf(text: string): number {
   return v;
 }
 
-/** Runs the program section by section. */
-export function* interpret(lines: readonly string[]): Generator<{ section: string; answers: Answer[] }> {
-  const host = EmbeddedHost.boot(readMachine("oracle"));
+/** Runs the program section by section, on the machine on which it was recorded or a variant of it. */
+export function* interpret(
+  lines: readonly string[],
+  machine: MachineDescription = readMachine("oracle"),
+): Generator<{ section: string; answers: Answer[] }> {
+  const host = EmbeddedHost.boot(machine);
   for (let i = 0; i < lines.length; ) {
     const section = (lines[i++] as string).slice("section ".length);
     const runner = new Runner(host, section);
