@@ -209,6 +209,10 @@ export class RwSem extends Lock {
   get locked(): boolean {
     return this.#writer !== undefined || this.#readers > 0;
   }
+
+  get heldForWriting(): boolean {
+    return this.#writer !== undefined;
+  }
 }
 
 /** An acquire context: the locks taken under one are released together, and its age settles conflicts. */

@@ -89,13 +89,10 @@ export class FunctionBars {
     }
     const { msix, model } = fn;
     const memory = model.barMemory(bar);
+    if (msix?.copy(bar, offset, dst) === true) return;
     if (memory !== undefined) memory.read(offset, dst);
     else pieces(offset, dst.length, width, (o, n, at) => put(dst, at, n, model.barPeek(bar, o, n)));
-    if (msix?.touches(bar, offset, dst.length) !== true) return;
-    pieces(offset, dst.length, 8, (o, n, at) => {
-      const v = msix.touches(bar, o, n) ? msix.read(bar, o, n) : undefined;
-      if (v !== undefined) put(dst, at, n, v);
-    });
+    msix?.copy(bar, offset, dst);
   }
 
   write(bar: number, offset: number, src: Uint8Array): boolean {

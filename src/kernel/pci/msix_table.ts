@@ -37,6 +37,26 @@ export class MsixTable {
     );
   }
 
+  /** Puts what lies in [offset, offset + dst.length) into `dst`. True: all of it does. */
+  copy(bar: number, offset: number, dst: Uint8Array): boolean {
+    if (!this.touches(bar, offset, dst.length)) return false;
+    const c = this.#cap;
+    const overlay = (at: number, bytes: Uint8Array): boolean => {
+      const from = Math.max(at, offset);
+      const to = Math.min(at + bytes.length, offset + dst.length);
+      if (from < to) dst.set(bytes.subarray(from - at, to - at), from - offset);
+      return to - from === dst.length;
+    };
+    const inTable = bar === c.tableBar && overlay(c.tableOffset, new Uint8Array(this.#view().buffer));
+    return (bar === c.pbaBar && overlay(c.pbaOffset, this.#pendingBytes())) || inTable;
+  }
+
+  #pendingBytes(): Uint8Array {
+    const bytes = new Uint8Array(this.#pbaSize);
+    for (const v of this.#pending) bytes[v >> 3] = (bytes[v >> 3] as number) | (1 << (v & 7));
+    return bytes;
+  }
+
   /** Undefined: not in the table nor the pending bits. */
   read(bar: number, offset: number, size: number): bigint | undefined {
     const c = this.#cap;

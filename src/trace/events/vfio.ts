@@ -30,5 +30,16 @@ export type VfioEvent =
     }
   | { readonly type: "vfio.hot_reset"; readonly device: string; readonly devices: readonly string[]; readonly error: string | undefined }
   | { readonly type: "vfio.low_power"; readonly device: string; readonly what: "entry" | "entry-with-wakeup" | "exit" | "wake" }
+  /** The BARs that a real program has mapped show their bytes, or raise SIGBUS. */
+  | { readonly type: "vfio.bar_window"; readonly device: string; readonly bars: readonly number[]; readonly state: "shown" | "revoked" }
+  /** A store through a real mapping was found. */
+  | {
+      readonly type: "vfio.bar_store";
+      readonly device: string;
+      readonly bar: number;
+      readonly offset: number;
+      readonly length: number;
+      readonly value: bigint;
+    }
   | { readonly type: "vfio.bar_fault"; readonly device: string; readonly bar: number; readonly offset: bigint; readonly served: boolean }
   | { readonly type: "vfio.irq"; readonly device: string; readonly kind: "intx" | "msi" | "msix" | "err" | "req"; readonly vector: number };
