@@ -149,6 +149,12 @@ export class AmdIommu extends IommuUnit {
     return { type: IOMMU_HW_INFO_TYPE_AMD, data: IommuHwInfoAmd.alloc({ efr: this.efr, efr2: this.efr2 }).bytes };
   }
 
+  /** Unlike Intel's, this driver looks at the domain before it leaves the old one: a device that is refused stays where it was. */
+  override attach(dev: Device, domain: IommuDomain): Errno | undefined {
+    const e = domain.paging && this.compatible(domain) ? this.paging(domain) : undefined;
+    return e ?? super.attach(dev, domain);
+  }
+
   protected override paging(domain: IommuDomain): Errno | undefined {
     return domain.dirtyOps !== undefined && !this.capable("dirty-tracking") ? EINVAL : undefined;
   }

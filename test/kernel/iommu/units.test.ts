@@ -121,6 +121,18 @@ describe("which domains a unit takes", () => {
     expect(m.iommu.translate(second.rid, 0n, true)).toMatchObject({ cause: "no-domain" });
   });
 
+  it("AMD: refuses a domain with dirty bits that it does not set, and leaves the device where it was", () => {
+    const m = miniKernel({ kind: "amd", dirtyTracking: true }, { kind: "amd" });
+    const first = m.device(1);
+    const second = m.device(2, { unit: m.iommu.units[1] as (typeof m.iommu.units)[0] });
+    const dirty = attachNew(m, first, 2);
+    const own = attachNew(m, second);
+    own.map(0x1000n, 0x5000n, 0x1000n, 3);
+    expect(m.run(groupOf(second).replaceHandle(dirty, { domain: dirty }))).toBe(EINVAL);
+    expect(groupOf(second).domain).toBe(own);
+    expect(m.iommu.translate(second.rid, 0x1000n, true)).toMatchObject({ pa: 0x5000n });
+  });
+
   it("shares a domain between units that are alike", () => {
     const m = miniKernel({ kind: "intel-legacy" }, { kind: "intel-legacy" });
     const a = m.device(1);
