@@ -6,11 +6,13 @@ import { HostError, setChildSubreaper, startProgram } from "../host/index.ts";
 import { EACCES, ENOENT } from "../lib/errno.ts";
 import { boot } from "../machine/boot.ts";
 import { MachineError } from "../machine/schema.ts";
+import { REGION_OFFSET_BASE } from "./device_files.ts";
 import { compileFilter } from "./filter.ts";
 import { runLoop } from "./loop.ts";
 import type { RunMessage, RunOrder } from "./messages.ts";
 import { registerAll } from "./parts.ts";
 import { Core } from "./supervisor.ts";
+import { PROCESS_LIST } from "./watchdog.ts";
 
 const order = workerData as RunOrder;
 const tell = (m: RunMessage): void => parentPort?.postMessage(m);
@@ -36,10 +38,10 @@ function refusal(e: unknown): RunMessage {
 }
 
 function main(): void {
-  const kernel = boot(order.machine);
+  const kernel = boot(order.machine, { vfioPci: { regionOffsetBase: REGION_OFFSET_BASE } });
   const core = new Core(kernel, { selftest: order.selftest, debug: order.debug, directory: order.directory, warn });
   registerAll(core, order);
-  const list = join(order.directory, "processes");
+  const list = join(order.directory, PROCESS_LIST);
   core.registry.onNew = (pid, startTime) => appendFileSync(list, `${pid} ${startTime}\n`);
   setChildSubreaper(true);
   const spawn = startProgram({ program: order.file, argv: order.argv, filter: compileFilter(core.traps) });

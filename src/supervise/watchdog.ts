@@ -11,7 +11,11 @@
  * was used again is left alone), with their descendants.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { rmSync } from "node:fs";
+import { rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+/** The list in our folder: "PID START_TIME" a line. */
+export const PROCESS_LIST = "processes";
 
 const SCRIPT = `
 trap '' HUP INT QUIT TERM TSTP TTIN TTOU
@@ -25,7 +29,7 @@ start_of() {
 ours=' '
 while read -r pid start0; do
   start_of "$pid" && [ "$start" = "$start0" ] && ours="$ours$pid "
-done < "$dir/processes"
+done < "$dir/${PROCESS_LIST}"
 killed=0 round=0
 while [ "$round" -lt 5 ]; do
   round=$((round + 1)) found=
@@ -42,7 +46,12 @@ while [ "$round" -lt 5 ]; do
   done 2>/dev/null
   [ -n "$found" ] || break
 done
-echo "barlink: barlink was killed; so was the program ($killed processes), because the devices it used are gone" >&2
+case $killed in
+  0) what='barlink was killed; its program did not run' ;;
+  1) what='barlink was killed, and its program with it: the devices that it used are gone' ;;
+  *) what="barlink was killed, and the $killed processes of its program with it: the devices that they used are gone" ;;
+esac
+echo "barlink: $what" >&2
 rm -rf "$dir"
 `;
 
@@ -56,6 +65,7 @@ export class Watchdog {
   /** `directory`: ours; it goes with us. Without /bin/sh nobody watches. */
   constructor(directory: string) {
     this.#directory = directory;
+    writeFileSync(join(directory, PROCESS_LIST), "");
     this.#child = spawn("/bin/sh", ["-c", SCRIPT, "barlink-watchdog", directory], {
       detached: true,
       cwd: "/",

@@ -1,0 +1,148 @@
+/*
+ * What a program may do with descriptors, processes, threads and signals,
+ * around the smallest of iommufd's calls. Each mode prints what it saw; the
+ * expected text is in the tests.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+struct ioas_alloc { uint32_t size, flags, out_ioas_id; };
+struct destroy { uint32_t size, id; };
+struct heap_alloc { uint64_t len; uint32_t fd, fd_flags; uint64_t heap_flags; };
+#define IOMMU_DESTROY 0x3b80
+#define IOMMU_IOAS_ALLOC 0x3b81
+#define DMA_HEAP_IOCTL_ALLOC _IOWR('H', 0, struct heap_alloc)
+
+static int die(const char *what) { printf("%s: %s\n", what, strerror(errno)); exit(1); }
+static int iommufd(int flags) { int fd = open("/dev/iommu", O_RDWR | flags); if (fd < 0) die("open"); return fd; }
+static int alloc(int fd) { struct ioas_alloc a = { sizeof a, 0, 0 }; return ioctl(fd, IOMMU_IOAS_ALLOC, &a) ? -errno : (int)a.out_ioas_id; }
+static int destroy(int fd, int id) { struct destroy d = { sizeof d, id }; return ioctl(fd, IOMMU_DESTROY, &d) ? -errno : 0; }
+
+static int one(void) { int fd = iommufd(0); printf("fd %d ioas %d\n", fd, alloc(fd)); return 0; }
+
+static void *hammer(void *p) { long *a = p; int fd = a[0]; for (long i = 0; i < a[1]; i++) { int id = alloc(fd); if (id < 0 || destroy(fd, id)) { a[2] = 1; break; } } return 0; }
+static int threads(int n, int m) {
+	pthread_t t[64]; long a[64][3]; int fd = iommufd(0), bad = 0;
+	for (int i = 0; i < n; i++) { a[i][0] = fd; a[i][1] = m / 2; a[i][2] = 0; pthread_create(&t[i], 0, hammer, a[i]); }
+	for (int i = 0; i < n; i++) { pthread_join(t[i], 0); bad += a[i][2]; }
+	printf("%d threads, %d failed\n", n, bad); return 0;
+}
+
+static int forks(int n) {
+	int fd = iommufd(0), ok = 0;
+	for (int i = 0; i < n; i++) if (fork() == 0) { int own = iommufd(0); _exit(alloc(fd) > 0 && alloc(own) == 1 ? 0 : 1); }
+	for (int s; wait(&s) > 0;) ok += s == 0;
+	printf("%d of %d children\n", ok, n); return 0;
+}
+
+static int scm(void) {
+	int sv[2]; if (socketpair(AF_UNIX, SOCK_DGRAM, 0, sv)) die("socketpair");
+	char c = 'x', buf[CMSG_SPACE(sizeof(int))]; struct iovec io = { &c, 1 };
+	struct msghdr m = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = buf, .msg_controllen = sizeof buf };
+	if (fork() == 0) {
+		close(sv[0]); if (recvmsg(sv[1], &m, 0) < 0) die("recvmsg");
+		usleep(20000); int fd; memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof fd);
+		printf("child got fd %d ioas %d\n", fd, alloc(fd)); exit(0);
+	}
+	int fd = iommufd(0); printf("parent ioas %d\n", alloc(fd)); fflush(stdout);
+	struct cmsghdr *h = CMSG_FIRSTHDR(&m); h->cmsg_level = SOL_SOCKET; h->cmsg_type = SCM_RIGHTS; h->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(h), &fd, sizeof fd); if (sendmsg(sv[0], &m, 0) < 0) die("sendmsg");
+	close(fd); printf("after close %d\n", alloc(fd)); fflush(stdout); wait(0); return 0;
+}
+
+static int onexec(const char *self) {
+	char a[16], b[16]; int keep = iommufd(0), gone = iommufd(O_CLOEXEC);
+	alloc(keep); snprintf(a, sizeof a, "%d", keep); snprintf(b, sizeof b, "%d", gone);
+	execl(self, self, "execed", a, b, (char *)0); return die("exec");
+}
+static int execed(int keep, int gone) { printf("kept: ioas %d; with O_CLOEXEC: %d\n", alloc(keep), alloc(gone)); return 0; }
+
+static volatile sig_atomic_t ticks;
+static void tick(int s) { (void)s; ticks++; }
+static int timer(int n) {
+	int fd = iommufd(0), bad = 0; struct sigaction sa = { .sa_handler = tick, .sa_flags = SA_RESTART }; sigaction(SIGALRM, &sa, 0);
+	struct itimerval it = { { 0, 300 }, { 0, 300 } }; setitimer(ITIMER_REAL, &it, 0);
+	for (int i = 0; i < n / 2; i++) { int id = alloc(fd); if (id < 0 || destroy(fd, id)) bad++; }
+	memset(&it, 0, sizeof it); setitimer(ITIMER_REAL, &it, 0);
+	printf("%d failed, ticked %s\n", bad, ticks > 0 ? "yes" : "no"); return 0;
+}
+
+/* A descriptor is reserved, and then the answer cannot be written: the number must come again. */
+static int fault(void) {
+	int heap = open("/dev/dma_heap/system", O_RDWR | O_CLOEXEC); if (heap < 0) die("open heap");
+	struct heap_alloc *a = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	a->len = 4096; a->fd_flags = O_RDWR | O_CLOEXEC; mprotect(a, 4096, PROT_READ);
+	int r = ioctl(heap, DMA_HEAP_IOCTL_ALLOC, a); printf("unwritable: %d %s\n", r, strerror(errno));
+	struct heap_alloc b = { 4096, 0, O_RDWR | O_CLOEXEC, 0 };
+	r = ioctl(heap, DMA_HEAP_IOCTL_ALLOC, &b); printf("then: %d, fd is heap + %d\n", r, (int)b.fd - heap);
+	struct stat st; fstat(b.fd, &st);
+	printf("size %lld, SEEK_END %lld, SEEK_CUR %ld\n", (long long)st.st_size, (long long)lseek(b.fd, 0, SEEK_END), (long)lseek(b.fd, 0, SEEK_CUR));
+	return 0;
+}
+
+static int stats(void) {
+	int fd = iommufd(O_CLOEXEC | O_NONBLOCK); struct stat st; fstat(fd, &st);
+	printf("%s rdev %s, flags %o\n", S_ISCHR(st.st_mode) ? "chr" : "other", st.st_rdev ? "set" : "0", fcntl(fd, F_GETFL));
+	int d = dup(fd); close(fd); printf("dup: %d\n", alloc(d)); return 0;
+}
+
+static int hostile(void) {
+	int fd = iommufd(0); int r = ioctl(fd, IOMMU_IOAS_ALLOC, (void *)1); printf("null: %d %s\n", r, strerror(errno));
+	char *p = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); munmap(p + 4096, 4096);
+	uint32_t *q = (uint32_t *)(p + 4096 - 8); q[0] = 12; q[1] = 0; r = ioctl(fd, IOMMU_IOAS_ALLOC, q); printf("cut: %d %s\n", r, strerror(errno));
+	r = ioctl(fd, IOMMU_IOAS_ALLOC, (void *)0xffff800000000000UL); printf("kernel: %d %s\n", r, strerror(errno));
+	r = ioctl(fd, 0x3bfe, q); printf("unknown: %d %s\n", r, strerror(errno)); r = ioctl(0x7ffffff, IOMMU_IOAS_ALLOC, q); printf("bad fd: %d %s\n", r, strerror(errno));
+	int fake = memfd_create("barlink:1", 0); r = ioctl(fake, IOMMU_IOAS_ALLOC, q); printf("made up: %d %s\n", r, strerror(errno)); return 0;
+}
+
+/* Orphans: a grandchild that outlives everybody. */
+static int orphan(void) {
+	int fd = iommufd(0); fflush(stdout);
+	if (fork() == 0) { if (fork() == 0) { setsid(); usleep(150000); printf("orphan: ioas %d\n", alloc(fd)); fflush(stdout); _exit(0); } _exit(0); }
+	wait(0); printf("parent ends\n"); return 5;
+}
+
+static int forever(int nproc) {
+	for (int i = 1; i < nproc; i++) if (fork() == 0) break;
+	int fd = iommufd(0); printf("."); fflush(stdout); for (;;) { int id = alloc(fd); if (id > 0) destroy(fd, id); }
+	return 0;
+}
+
+static void *leaderless(void *p) { int fd = (int)(long)p; usleep(30000); printf("leader gone: ioas %d\n", alloc(fd)); fflush(stdout); exit(0); }
+static int leader(void) { int fd = iommufd(0); pthread_t t; pthread_create(&t, 0, leaderless, (void *)(long)fd); pthread_exit(0); }
+
+int main(int c, char **v) {
+	const char *m = c > 1 ? v[1] : ""; int n = c > 2 ? atoi(v[2]) : 0, k = c > 3 ? atoi(v[3]) : 0;
+	if (!strcmp(m, "one")) return one();
+	if (!strcmp(m, "threads")) return threads(n, k);
+	if (!strcmp(m, "forks")) return forks(n);
+	if (!strcmp(m, "scm")) return scm();
+	if (!strcmp(m, "exec")) return onexec(v[0]);
+	if (!strcmp(m, "execed")) return execed(n, k);
+	if (!strcmp(m, "timer")) return timer(n);
+	if (!strcmp(m, "fault")) return fault();
+	if (!strcmp(m, "stats")) return stats();
+	if (!strcmp(m, "hostile")) return hostile();
+	if (!strcmp(m, "orphan")) return orphan();
+	if (!strcmp(m, "forever")) return forever(n);
+	if (!strcmp(m, "leader")) return leader();
+	return 2;
+}
