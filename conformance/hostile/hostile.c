@@ -8,6 +8,9 @@
  *   gcc -O1 -static -Wall -isystem HEADERS/include -o hostile hostile.c     (HEADERS: make headers_install of Linux 7.3)
  *   ./hostile FILE edu=0000:01:00.0 ivshmem=0000:02:00.0 nvme=0000:03:00.0 > hostile-linux.jsonl
  *
+ * The machine was QEMU 7.2 without KVM, as `machines/oracle.json` describes it, each device bound to vfio-pci; the variants
+ * are `intel-iommu,x-scalable-mode=on` and `amd-iommu,intremap=on`, the latter with iommufd's allow_unsafe_interrupts for `amd`.
+ *
  * A line is an operation, then words `name=value`, then ` # ` and what it is about:
  *
  *   section            a new process, with nothing open
