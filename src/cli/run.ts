@@ -1,5 +1,4 @@
 /** `barlink run`: an unmodified program, for which the described machine's devices exist. */
-import { readMachine } from "../client/index.ts";
 import { run } from "../supervise/run.ts";
 
 export interface RunCommand {
@@ -13,7 +12,7 @@ export interface RunCommand {
 /** Does not return when the program ran: this process ends as it did. */
 export async function runProgram(program: string, args: readonly string[], options: RunCommand): Promise<void> {
   await run(program, args, {
-    machine: readMachine(options.machine ?? "default"),
+    machine: options.machine ?? "default",
     traceFile: options.trace,
     strace: options.strace === true,
     selftest: options.selftest === true,

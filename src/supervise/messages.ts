@@ -1,8 +1,8 @@
 /** What the command's thread and the supervising thread tell each other. */
-import type { MachineDescription } from "../machine/schema.ts";
 
 export interface RunOrder {
-  readonly machine: MachineDescription;
+  /** A file, or the name of a description that comes with barlink. */
+  readonly machine: string;
   /** The file to execute, and its argv. */
   readonly file: string;
   readonly argv: readonly string[];

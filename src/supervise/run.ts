@@ -1,5 +1,5 @@
 /**
- * `barlink run`, on the command's thread: starts the supervising thread, passes
+ * `barlink run`, on the command's thread, which loads next to nothing: starts the supervising thread, passes
  * signals on, and ends as the program does.
  *
  * The program is in our process group and on our terminal, so what the terminal
@@ -10,14 +10,14 @@ import { mkdtempSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { startWorker } from "../host/worker.ts";
-import type { MachineDescription } from "../machine/schema.ts";
 import { endLike } from "./exit.ts";
 import { findProgram, LaunchError } from "./launch.ts";
 import type { RunMessage, RunOrder } from "./messages.ts";
 import { Watchdog } from "./watchdog.ts";
 
 export interface RunOptions {
-  readonly machine: MachineDescription;
+  /** A file, or the name of a description that comes with barlink. */
+  readonly machine: string;
   readonly traceFile?: string | undefined;
   readonly strace: boolean;
   readonly selftest: boolean;

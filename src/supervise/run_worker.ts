@@ -2,6 +2,7 @@
 import { appendFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
+import { readMachine } from "../client/machine_file.ts";
 import { HostError, setChildSubreaper, startProgram } from "../host/index.ts";
 import { EACCES, ENOENT } from "../lib/errno.ts";
 import { boot } from "../machine/boot.ts";
@@ -38,7 +39,7 @@ function refusal(e: unknown): RunMessage {
 }
 
 function main(): void {
-  const kernel = boot(order.machine, { vfioPci: { regionOffsetBase: REGION_OFFSET_BASE } });
+  const kernel = boot(readMachine(order.machine), { vfioPci: { regionOffsetBase: REGION_OFFSET_BASE } });
   const core = new Core(kernel, { selftest: order.selftest, debug: order.debug, directory: order.directory, warn });
   registerAll(core, order);
   const list = join(order.directory, PROCESS_LIST);
