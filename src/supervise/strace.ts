@@ -65,6 +65,8 @@ function kindOf(file: File | undefined): DescriptorKind | undefined {
 export class StraceWriter implements CallObserver {
   readonly #write: (line: string) => void;
   readonly #pending: Map<bigint, Pending> = new Map();
+  /** Processes of which something was printed. */
+  readonly #seen: Set<number> = new Set();
 
   /** `write` gets each line without its newline. */
   constructor(write: (line: string) => void) {
@@ -79,13 +81,14 @@ export class StraceWriter implements CallObserver {
     const p = this.#pending.get(call.id);
     this.#pending.delete(call.id);
     if (p === undefined || result === undefined) return;
+    this.#seen.add(call.pid);
     const answered = error === undefined ? hex(result) : `-1 ${error.name} (${error.meaning})`;
     const changes = error === undefined ? (p.changes?.() ?? "") : "";
     this.#write(`[pid ${call.pid}] ${syscallName(call.nr)}(${p.text}${changes}) = ${answered}`);
   }
 
   process(what: "new" | "exec" | "exit", process: SupervisedProcess): void {
-    if (what === "exit") this.#write(`[pid ${process.target.pid}] +++ ended +++`);
+    if (what === "exit" && this.#seen.delete(process.target.pid)) this.#write(`[pid ${process.target.pid}] +++ ended +++`);
   }
 }
 
