@@ -14,8 +14,9 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { EmbeddedHost, readMachine } from "../src/client/index.ts";
-import { F_DUPFD, O_RDWR } from "../src/uapi/index.ts";
+import { O_RDWR } from "../src/uapi/index.ts";
 import { type Difference, knownDifferences } from "./differences.ts";
+import { sectionAccess } from "./p2p_access.ts";
 import { type CallRecord, must, Recorder } from "./p2p_env.ts";
 import { sectionExport } from "./p2p_export.ts";
 import { sectionCopy, sectionMap } from "./p2p_map.ts";
@@ -33,20 +34,10 @@ const EXPORTERS = [
 
 const TRIGGERS: readonly Trigger[] = ["cmd", "cmd4", "reset", "close", "d3", "lowpower", "hotreset", "flr"];
 
-/** Leaves `n` descriptors open, at the lowest free numbers from `from` on, as the recorded process had them. */
-function leakDescriptors(r: Recorder, n: number, from: number): void {
-  const fd = must(r.os.open("/dev/null", O_RDWR));
-  for (let i = 0; i < n; i++) must(r.os.fcntl(fd, F_DUPFD, from));
-  r.os.close(fd);
-}
-
 /** Standard streams, the record file and the kernel's log. */
 const OWN_DESCRIPTORS = 5;
-/** Descriptors that the program has open while it is in a section. */
-const SECTION_DESCRIPTORS = 4;
-
 export function drive(options: (typeof EXPORTERS)[number]): { records: CallRecord[]; crashed: string[] } {
-  const host = EmbeddedHost.boot(readMachine("oracle"));
+  const host = EmbeddedHost.boot(readMachine("oracle"), { selftest: true });
   const r = new Recorder(host, { ...options, edu: "0000:01:00.0", third: "0000:00:08.0" });
   for (let i = 0; i < OWN_DESCRIPTORS; i++) must(r.os.open("/dev/null", O_RDWR));
   const crashed: string[] = [];
@@ -60,8 +51,7 @@ export function drive(options: (typeof EXPORTERS)[number]): { records: CallRecor
   section(() => sectionExport(r));
   section(() => sectionMap(r));
   section(() => sectionCopy(r));
-  // `access` needs the kernel's test ioctls: not driven. It leaves two dma-bufs open.
-  leakDescriptors(r, 2, OWN_DESCRIPTORS + SECTION_DESCRIPTORS);
+  section(() => sectionAccess(r));
   section(() => sectionProcess(r));
   section(() => sectionDomains(r));
   for (const t of TRIGGERS) section(() => sectionRevoke(r, t));

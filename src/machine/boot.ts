@@ -9,6 +9,7 @@
 import { systemHeapInit } from "../kernel/dma_buf/system_heap.ts";
 import { udmabufInit } from "../kernel/dma_buf/udmabuf.ts";
 import { iommufdInit } from "../kernel/iommufd/main.ts";
+import { iommufdSelftestInit } from "../kernel/iommufd/selftest.ts";
 import { Kernel } from "../kernel/kernel.ts";
 import type { PciDev } from "../kernel/pci/pci_dev.ts";
 import { type VfioPciParams, vfioInit, vfioPciInit } from "../kernel/vfio/pci/vfio_pci.ts";
@@ -22,6 +23,8 @@ import { type FunctionPlan, type MachinePlan, planMachine } from "./topology.ts"
 export interface BootOptions {
   /** Models beside barlink's own, by the name that a description calls them. */
   readonly models?: ModelRegistry;
+  /** A kernel built for its own tests: IOMMU_TEST_CMD is there. Default: it is not. */
+  readonly selftest?: boolean;
   /** Called with the kernel before anything is built on it: to listen from the first event on. */
   readonly onKernel?: (kernel: Kernel) => void;
   /** Parameters of the module vfio-pci. */
@@ -60,6 +63,7 @@ function loadModules(kernel: Kernel, machine: MachineDescription, options: BootO
   if (modules.has("udmabuf")) udmabufInit(kernel);
   if (modules.has("system-heap")) systemHeapInit(kernel);
   if (modules.has("iommufd")) iommufdInit(kernel);
+  if (modules.has("iommufd") && options.selftest === true) iommufdSelftestInit(kernel);
   if (modules.has("vfio-pci")) {
     vfioInit(kernel);
     vfioPciInit(kernel, { enableSriov: true, ...options.vfioPci });

@@ -42,6 +42,15 @@ export interface IommuHwInfo {
   readonly maxPasidLog2: number;
 }
 
+/** A driver's own struct, in the calling process's memory. */
+export interface DomainUserData {
+  /** IOMMU_HWPT_DATA_*. */
+  readonly type: number;
+  readonly address: bigint;
+  /** Bytes, as the program says. */
+  readonly length: number;
+}
+
 /** A successful translation. */
 export interface Translation {
   readonly pa: bigint;
@@ -106,9 +115,14 @@ export abstract class IommuUnit {
 
   /**
    * Makes a paging domain for `dev` (type unmanaged). `flags` are IOMMU_HWPT_ALLOC_*.
-   * EOPNOTSUPP: a flag this unit does not know or cannot serve; ENOMEM.
+   * EOPNOTSUPP: a flag this unit does not know or cannot serve; ENOMEM. `data`: only for units with `takesUserData`.
    */
-  abstract domainAllocPagingFlags(dev: Device, flags: number): Step<IommuDomain | Errno>;
+  abstract domainAllocPagingFlags(dev: Device, flags: number, data?: DomainUserData): Step<IommuDomain | Errno>;
+
+  /** A program may say more of a paging domain than flags can. */
+  get takesUserData(): boolean {
+    return false;
+  }
 
   /** A paging domain for the kernel's own DMA API, made without sleeping. */
   abstract domainAllocDma(dev: Device): IommuDomain | Errno;

@@ -94,7 +94,7 @@ export class IommufdDevice extends IommufdObject {
     if (g === undefined) return;
     yield* g.group.releaseDmaOwner();
     g.put();
-    iommufdCtxPut(this.ctx);
+    if (this.dev.bus !== "mock") iommufdCtxPut(this.ctx);
   }
 }
 

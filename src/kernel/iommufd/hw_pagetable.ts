@@ -27,7 +27,8 @@ import {
   type IommuHwptSetDirtyTracking,
 } from "../../uapi/iommufd.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
-import type { IommuDirtyOps } from "../iommu/domain.ts";
+import type { IommuDirtyOps, IommuDomain } from "../iommu/domain.ts";
+import type { DomainUserData } from "../iommu/unit.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import { DirtyBitmap } from "./dirty_bitmap.ts";
 import { attachHwpt, detachHwpt, IommufdDevice, NO_PASID } from "./group.ts";
@@ -101,35 +102,36 @@ export function* allocHwptPaging(
   ctx: IommufdCtx,
   ioas: IommufdIoas,
   idev: IommufdDevice,
-  { pasid, flags, attach }: { pasid: number; flags: number; attach: boolean },
+  { pasid, flags, attach, data }: { pasid: number; flags: number; attach: boolean; data?: DomainUserData },
 ): Step<HwptPaging | Errno> {
   const { unit } = idev.group.group;
   if ((flags & ~VALID_FLAGS) !== 0) return EOPNOTSUPP;
   if ((flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING) !== 0 && !unit.capable("dirty-tracking", idev.dev)) return EOPNOTSUPP;
   if ((flags & IOMMU_HWPT_FAULT_ID_VALID) !== 0 && (flags & IOMMU_HWPT_ALLOC_NEST_PARENT) !== 0) return EOPNOTSUPP;
+  if (data !== undefined && !unit.takesUserData) return EOPNOTSUPP;
   const hwpt = allocObject(ctx, new HwptPaging(ctx, ioas, flags));
-  const e = yield* fillHwpt(hwpt, idev, pasid, flags & ~IOMMU_HWPT_FAULT_ID_VALID, attach);
+  const domain = yield* unit.domainAllocPagingFlags(idev.dev, flags & ~IOMMU_HWPT_FAULT_ID_VALID, data);
+  const e = domain instanceof Errno ? domain : yield* fillHwpt(hwpt, domain, idev, attach ? pasid : undefined);
   if (e === undefined) return hwpt;
   yield* abortObject(ctx, hwpt);
   return e;
 }
 
-function* fillHwpt(hwpt: HwptPaging, idev: IommufdDevice, pasid: number, flags: number, attach: boolean): Step<Errno | undefined> {
-  const domain = yield* idev.group.group.unit.domainAllocPagingFlags(idev.dev, flags);
-  if (domain instanceof Errno) return domain;
+/** Attaches first, to `pasid` if there is one to attach to. */
+function* fillHwpt(hwpt: HwptPaging, domain: IommuDomain, idev: IommufdDevice, pasid: number | undefined): Step<Errno | undefined> {
   hwpt.setDomain(domain);
   // Before anything is mapped: some tables carry it in every entry.
   if (idev.enforceCacheCoherency) {
     if (!domain.enforceCacheCoherency()) throw new KernelBug(`${idev.dev.name}: its unit says it can force coherent DMA, and cannot`);
     hwpt.enforceCacheCoherency = true;
   }
-  if (attach) {
+  if (pasid !== undefined) {
     const e = yield* attachHwpt(hwpt, idev, pasid);
     if (e !== undefined) return e;
   }
   const e = yield* hwpt.ioas.iopt.addDomain(domain);
   if (e !== undefined) {
-    if (attach) yield* detachHwpt(idev, pasid);
+    if (pasid !== undefined) yield* detachHwpt(idev, pasid);
     return e;
   }
   hwpt.ioas.hwpts.push(hwpt);
@@ -169,9 +171,8 @@ function* hwptAllocOn(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptAlloc>, idev: Iomm
   const { ctx } = ucmd;
   yield* ioas.mutex.lock();
   try {
-    // No unit of this kernel takes data for a paging table.
-    const hwpt =
-      cmd.data_len > 0 ? EOPNOTSUPP : yield* allocHwptPaging(ctx, ioas, idev, { pasid: NO_PASID, flags: cmd.flags, attach: false });
+    const data = cmd.data_len === 0 ? {} : { data: { type: cmd.data_type, address: cmd.data_uptr, length: cmd.data_len } };
+    const hwpt = yield* allocHwptPaging(ctx, ioas, idev, { pasid: NO_PASID, flags: cmd.flags, attach: false, ...data });
     if (hwpt instanceof Errno) return hwpt;
     // There are no fault queues, so none has that id.
     let e = (cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) === 0 ? undefined : ENOENT;

@@ -32,6 +32,7 @@ import { IOMMU_CACHE, IOMMU_READ, IOMMU_WRITE } from "./domain.ts";
 import type { HwptPaging } from "./hw_pagetable.ts";
 import { IoPagetable } from "./io_pagetable.ts";
 import { holes } from "./iova_alloc.ts";
+import { iommufdModule, SELFTEST_RESERVATION } from "./module.ts";
 import { abortObject, allocObject, finalizeObject, getObject, IommufdObject, putObject } from "./object.ts";
 import { allocFdPages, allocUserPages } from "./pages_alloc.ts";
 import { respond, type Ucmd } from "./ucmd.ts";
@@ -57,6 +58,7 @@ export class IommufdIoas extends IommufdObject {
   override *destroy(): Step<void> {
     const r = yield* this.iopt.unmapAll();
     if (r instanceof Errno && r !== ENOENT) throw new KernelBug(`iommufd: IOAS ${this.id} cannot be emptied: ${r}`);
+    if (iommufdModule(this.ctx.kernel).selftest !== undefined) yield* this.iopt.removeReserved(SELFTEST_RESERVATION);
     this.iopt.checkEmpty();
   }
 }

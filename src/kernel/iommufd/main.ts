@@ -10,7 +10,8 @@
  * feature: FAULT_QUEUE_ALLOC, VIOMMU_ALLOC, VDEVICE_ALLOC, VEVENTQ_ALLOC,
  * HW_QUEUE_ALLOC, HWPT_INVALIDATE (nested translation) and VFIO_IOAS (type1
  * containers) answer EOPNOTSUPP. A command outside of the table would be for the
- * type1 compatibility, which is not offered either: ENOTTY.
+ * type1 compatibility, which is not offered either: ENOTTY. IOMMU_TEST_CMD is
+ * there only when the machine was booted with the selftest (`selftest.ts`).
  *
  * Source: drivers/iommu/iommufd/main.c.
  */
@@ -64,8 +65,9 @@ import {
   IommuVfioIoas,
   IommuViommuAlloc,
 } from "../../uapi/iommufd.ts";
+import { IOMMU_TEST_CMD, IommuTestCmd } from "../../uapi/iommufd_test.ts";
 import { PROT_EXEC } from "../../uapi/mman.ts";
-import type { AnyStruct, StructView } from "../../uapi/struct.ts";
+import type { AnyStruct, StructView, ViewOf } from "../../uapi/struct.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import type { Kernel } from "../kernel.ts";
 import { checkZeroedUser, copyFromUser, getUserU32 } from "../mm/user_memory.ts";
@@ -86,7 +88,7 @@ interface Op {
   readonly struct: AnyStruct;
   /** Bytes a caller must give at least: up to the end of this member. */
   readonly minSize: number;
-  execute(ucmd: Ucmd, cmd: StructView): Step<Errno | undefined>;
+  execute(ucmd: Ucmd, cmd: StructView): Step<Errno | number | undefined>;
   /**
    * Structures not in use: a call takes one, or makes one, and gives it back. A
    * fresh buffer per call would make the garbage collector walk a large heap often.
@@ -95,7 +97,9 @@ interface Op {
 }
 
 const COMMANDS = IOMMUFD_CMD_IOAS_NOIOMMU_GET_PA - IOMMUFD_CMD_BASE + 1;
-const table: (Op | undefined)[] = new Array<Op | undefined>(COMMANDS).fill(undefined);
+/** With the selftest, which leaves a gap before its own. */
+const TEST_COMMANDS = (IOMMU_TEST_CMD & 0xff) - IOMMUFD_CMD_BASE + 1;
+const table: (Op | undefined)[] = new Array<Op | undefined>(TEST_COMMANDS).fill(undefined);
 
 function add<S extends AnyStruct>(cmd: number, struct: S, lastMember: string, execute: UcmdHandler<ReturnType<S["over"]>>): void {
   const minSize = (struct.offsets[lastMember] ?? Number.NaN) + (struct.widths[lastMember] ?? Number.NaN);
@@ -129,12 +133,19 @@ add(IOMMU_VDEVICE_ALLOC, IommuVdeviceAlloc, "virt_id", notOffered);
 add(IOMMU_VEVENTQ_ALLOC, IommuVeventqAlloc, "out_veventq_fd", notOffered);
 add(IOMMU_VFIO_IOAS, IommuVfioIoas, "__reserved", notOffered);
 add(IOMMU_VIOMMU_ALLOC, IommuViommuAlloc, "out_viommu_id", notOffered);
+add(IOMMU_TEST_CMD, IommuTestCmd, "last", selftest);
+
+/** Reached only where there is one. */
+function* selftest(ucmd: Ucmd, cmd: ViewOf<typeof IommuTestCmd>): Step<Errno | number | undefined> {
+  const test = iommufdModule(ucmd.ctx.kernel).selftest;
+  return test === undefined ? ENOTTY : yield* test.execute(ucmd, cmd);
+}
 
 function* ioctl(f: File, cmd: number, arg: bigint): Step<number | Errno> {
   const ctx = f.privateData as IommufdCtx;
   const { kernel } = ctx;
   const nr = (cmd & 0xff) - IOMMUFD_CMD_BASE;
-  if (nr < 0 || nr >= COMMANDS) return ENOTTY;
+  if (nr < 0 || nr >= (iommufdModule(kernel).selftest === undefined ? COMMANDS : TEST_COMMANDS)) return ENOTTY;
   const userSize = getUserU32(kernel, arg);
   if (userSize instanceof Errno) return userSize;
   const op = table[nr];
@@ -144,7 +155,8 @@ function* ioctl(f: File, cmd: number, arg: bigint): Step<number | Errno> {
   const bad = copyIn(kernel, view.bytes, arg, userSize);
   const e = bad ?? (yield* op.execute({ ctx, ubuffer: arg, userSize }, view));
   op.spare.push(view);
-  if (kernel.trace.on) kernel.trace.emit({ type: "iommufd.ioctl", ctx: ctx.serial, command: op.struct.name, errno: e?.name });
+  if (kernel.trace.on)
+    kernel.trace.emit({ type: "iommufd.ioctl", ctx: ctx.serial, command: op.struct.name, errno: e instanceof Errno ? e.name : undefined });
   return e ?? 0;
 }
 

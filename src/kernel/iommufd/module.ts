@@ -1,11 +1,30 @@
 /** What the module keeps per kernel: its parameters, its open contexts, its counters. */
+import type { Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
+import type { Step } from "../../sched/task.ts";
+import type { IommuTestCmd } from "../../uapi/iommufd_test.ts";
+import type { ViewOf } from "../../uapi/struct.ts";
+import type { PrivateMap } from "../dma_buf/interconnect.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IommufdCtx } from "./ctx.ts";
+import type { Ucmd } from "./ucmd.ts";
+
+/** In whose name the selftest reserves IOVAs, which nobody frees but the end of the IOAS. */
+export const SELFTEST_RESERVATION = "selftest";
+
+/** What a kernel built with its selftest has besides. */
+export interface IommufdSelftest {
+  /** IOMMU_TEST_CMD. */
+  execute(ucmd: Ucmd, cmd: ViewOf<typeof IommuTestCmd>): Step<Errno | number | undefined>;
+  /** Where a buffer of the test exporter is; EOPNOTSUPP for any other. */
+  readonly privateMap: PrivateMap;
+}
 
 export class IommufdModule {
   /** Module parameter: bind devices whose interrupts the platform cannot isolate. */
   allowUnsafeInterrupts = false;
+  /** The kernel was built for its own tests. */
+  selftest: IommufdSelftest | undefined = undefined;
   /** Contexts not yet released. */
   readonly contexts: Set<IommufdCtx> = new Set();
   /** Contexts made since boot. */

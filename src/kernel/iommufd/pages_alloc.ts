@@ -13,6 +13,7 @@ import { ioptMapDmabuf } from "../dma_buf/interconnect.ts";
 import type { File } from "../fs/file.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import type { PagesSlice } from "./io_pagetable.ts";
+import { iommufdModule } from "./module.ts";
 import { IoptPages, pagesFor } from "./pages.ts";
 import { ioptDmabufAttachOps, PagesDmabuf } from "./pages_dmabuf.ts";
 import { PagesSource } from "./source.ts";
@@ -77,7 +78,7 @@ function* allocDmabufPages(ctx: IommufdCtx, dmabuf: DmaBuf, start: bigint, lengt
   if (dmabuf.size <= start + length - 1n || length / PAGE_SIZE_N >= BigInt(U32_MAX)) return EINVAL;
   const slice = allocPages(ctx, start, length, writable, new PagesDmabuf());
   if (slice instanceof Errno) return slice;
-  const e = yield* ioptMapDmabuf(ctx.kernel, slice.pages, dmabuf, ioptDmabufAttachOps);
+  const e = yield* ioptMapDmabuf(ctx.kernel, slice.pages, dmabuf, ioptDmabufAttachOps, iommufdModule(ctx.kernel).selftest?.privateMap);
   if (e !== undefined) {
     yield* slice.pages.put();
     return e;

@@ -16,8 +16,8 @@ export interface Ucmd {
   readonly userSize: number;
 }
 
-/** What executes a command: undefined for success. */
-export type UcmdHandler<V> = (ucmd: Ucmd, cmd: V) => Step<Errno | undefined>;
+/** What executes a command: undefined for success. A number, which only the selftest answers, is what the call returns. */
+export type UcmdHandler<V> = (ucmd: Ucmd, cmd: V) => Step<Errno | number | undefined>;
 
 /** Copies the structure back, as much of it as the caller has room for; EFAULT. */
 export function respond(ucmd: Ucmd, cmd: StructView): Errno | undefined {

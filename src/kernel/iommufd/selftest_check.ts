@@ -1,0 +1,102 @@
+/**
+ * Selftest operations that look behind an I/O page table: is every IOVA where
+ * the program's memory is, is each page pinned as often as it should be; and one
+ * that writes dirty bits as hardware would.
+ *
+ * Source: iommufd_test_md_check_pa, iommufd_test_md_check_refs,
+ * iommufd_test_dirty in drivers/iommu/iommufd/selftest.c.
+ */
+import { PAGE_MASK_N, PAGE_SHIFT, PAGE_SIZE_N, type Pfn, U64_MAX } from "../../lib/addr.ts";
+import { EFAULT, EINVAL, EIO, EOVERFLOW, Errno } from "../../lib/errno.ts";
+import type { Step } from "../../sched/task.ts";
+import type { IommuTestCmd } from "../../uapi/iommufd_test.ts";
+import type { ViewOf } from "../../uapi/struct.ts";
+import { MockDomain } from "../iommu/mock.ts";
+import type { Kernel } from "../kernel.ts";
+import { AddressSpace } from "../mm/address_space.ts";
+import { copyFromUser } from "../mm/user_memory.ts";
+import type { IommufdCtx } from "./ctx.ts";
+import { smallestPage } from "./domain.ts";
+import { HwptPaging } from "./hw_pagetable.ts";
+import { getObject, putObject } from "./object.ts";
+import { respond, type Ucmd } from "./ucmd.ts";
+
+type TestCmd = ViewOf<typeof IommuTestCmd>;
+
+/** The frame behind an address of the calling process, as a fault finds it; EFAULT. No reference is kept. */
+export function userPage(kernel: Kernel, addr: bigint): Pfn | Errno {
+  const { memory } = kernel.current.mm;
+  const pfns = memory.pin(addr & ~PAGE_MASK_N, 1, false);
+  if (pfns instanceof Errno) return pfns;
+  memory.unpin(pfns, false);
+  return pfns[0] ?? EFAULT;
+}
+
+/** A hardware page table of the mock unit, with a reference. ENOENT; EINVAL: another unit's. */
+function mockHwpt(ctx: IommufdCtx, id: number): { hwpt: HwptPaging; domain: MockDomain } | Errno {
+  const hwpt = getObject(ctx, id, HwptPaging);
+  if (hwpt instanceof Errno) return hwpt;
+  const { domain } = hwpt;
+  if (domain instanceof MockDomain) return { hwpt, domain };
+  putObject(ctx, hwpt);
+  return EINVAL;
+}
+
+/** IOMMU_TEST_OP_MD_CHECK_MAP. EINVAL: unaligned to the table's smallest page, or some IOVA leads elsewhere. */
+export function* checkMap(ctx: IommufdCtx, id: number, { iova, length, uptr }: TestCmd["check_map"]): Step<Errno | undefined> {
+  const t = mockHwpt(ctx, id);
+  if (t instanceof Errno) return t;
+  try {
+    const step = smallestPage(t.domain);
+    if (((iova | length | uptr) & (step - 1n)) !== 0n || uptr + length > U64_MAX) return EINVAL;
+    for (let at = 0n; at < length; at += step) {
+      const pfn = userPage(ctx.kernel, uptr + at);
+      if (pfn instanceof Errno) return pfn;
+      if (t.domain.iovaToPhys(iova + at) !== (BigInt(pfn) << BigInt(PAGE_SHIFT)) + ((uptr + at) & PAGE_MASK_N)) return EINVAL;
+    }
+    return undefined;
+  } finally {
+    putObject(ctx, t.hwpt);
+  }
+}
+
+/** IOMMU_TEST_OP_MD_CHECK_REFS. EIO: a page has another number of pins. Huge pages, whose pins Linux counts elsewhere, are not looked at. */
+export function checkRefs({ kernel }: IommufdCtx, { length, uptr, refs }: TestCmd["check_refs"]): Errno | undefined {
+  if (((length | uptr) & PAGE_MASK_N) !== 0n || uptr + length > U64_MAX) return EINVAL;
+  const { memory } = kernel.current.mm;
+  for (let at = uptr; at < uptr + length; at += PAGE_SIZE_N) {
+    const pfn = userPage(kernel, at);
+    if (pfn instanceof Errno) return pfn;
+    const huge = memory instanceof AddressSpace && memory.find(at)?.cache?.huge === true;
+    if (!huge && kernel.frames.pins(pfn) !== refs) return EIO;
+  }
+  return undefined;
+}
+
+const MOST_BITS = 16n * 1024n * 1024n * 8n;
+
+/** IOMMU_TEST_OP_DIRTY: marks the pages whose bits are set. EINVAL also while tracking is off. */
+export function* checkDirty(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undefined> {
+  const { ctx } = ucmd;
+  const { iova, length, page_size: step, uptr } = cmd.dirty;
+  if (step === 0n || length === 0n || iova % step !== 0n || length % step !== 0n || uptr === 0n) return EINVAL;
+  const bits = length / step;
+  if (bits > MOST_BITS) return EOVERFLOW;
+  const t = mockHwpt(ctx, cmd.id);
+  if (t instanceof Errno) return t;
+  try {
+    if (!t.domain.dirtyTracking) return EINVAL;
+    const bitmap = new Uint8Array(Number((bits + 7n) / 8n));
+    if (copyFromUser(ctx.kernel, bitmap, uptr) !== 0) return EFAULT;
+    let marked = 0n;
+    for (let i = 0; i < Number(bits); i++) {
+      if (((bitmap[i >> 3] as number) & (1 << (i & 7))) === 0) continue;
+      t.domain.pageTable.setDirty(iova + BigInt(i) * step);
+      marked++;
+    }
+    cmd.dirty.out_nr_dirty = marked;
+    return respond(ucmd, cmd);
+  } finally {
+    putObject(ctx, t.hwpt);
+  }
+}
