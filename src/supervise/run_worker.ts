@@ -39,7 +39,7 @@ function refusal(e: unknown): RunMessage {
 }
 
 function main(): void {
-  const kernel = boot(readMachine(order.machine), { vfioPci: { regionOffsetBase: REGION_OFFSET_BASE } });
+  const kernel = boot(readMachine(order.machine), { vfioPci: { regionOffsetBase: REGION_OFFSET_BASE }, selftest: order.selftest });
   const core = new Core(kernel, { selftest: order.selftest, debug: order.debug, directory: order.directory, warn });
   registerAll(core, order);
   const list = join(order.directory, PROCESS_LIST);
