@@ -8,6 +8,7 @@ export * from "./host_error.ts";
 export * from "./inotify.ts";
 export * from "./kcmp.ts";
 export * from "./memfd.ts";
+export * from "./mknod.ts";
 export * from "./notify.ts";
 export * from "./openat.ts";
 export * from "./pidfd.ts";

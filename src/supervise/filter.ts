@@ -21,9 +21,9 @@ export function compileFilter(traps: ReadonlyMap<number, readonly When[]>): Uint
   const a = new BpfAssembler();
   a.loadArch().if("eq", arch.audit, "native");
   if (arch.name === "x64") {
-    a.if("eq", AUDIT_ARCH_I386, undefined, "allow1").loadNr();
-    for (const nr of I386_OPENS) a.if("eq", nr, "trap1");
-    a.label("allow1").ret(SECCOMP_RET_ALLOW).label("trap1").ret(SECCOMP_RET_USER_NOTIF);
+    a.if("eq", AUDIT_ARCH_I386, undefined, "allow-i386").loadNr();
+    for (const nr of I386_OPENS) a.if("eq", nr, "trap-i386");
+    a.label("allow-i386").ret(SECCOMP_RET_ALLOW).label("trap-i386").ret(SECCOMP_RET_USER_NOTIF);
   } else {
     a.ret(SECCOMP_RET_ALLOW);
   }
@@ -31,9 +31,9 @@ export function compileFilter(traps: ReadonlyMap<number, readonly When[]>): Uint
   for (const nr of traps.keys()) {
     a.if("eq", nr, `call${nr}`);
     const openat = arch.numbers.get("openat");
-    if (nr === openat && arch.name === "x64") a.if("eq", (nr | X32_BIT) >>> 0, "trap2");
+    if (nr === openat && arch.name === "x64") a.if("eq", (nr | X32_BIT) >>> 0, "trap-x32");
   }
-  a.ret(SECCOMP_RET_ALLOW).label("trap2").ret(SECCOMP_RET_USER_NOTIF);
+  a.ret(SECCOMP_RET_ALLOW).label("trap-x32").ret(SECCOMP_RET_USER_NOTIF);
   for (const [nr, whens] of traps) {
     a.label(`call${nr}`);
     if (whens.some((w) => w.kind === "always")) {

@@ -7,10 +7,12 @@ import type { RunOrder } from "./messages.ts";
 import { StraceWriter } from "./strace.ts";
 import type { Core } from "./supervisor.ts";
 import { TraceFile } from "./trace_file.ts";
+import { registerTree } from "./tree/index.ts";
 
 export function registerAll(core: Core, order: Pick<RunOrder, "strace" | "traceFile">): void {
   registerMemory(core);
   registerDeviceFiles(core);
+  registerTree(core);
   registerCoreCalls(core);
   if (order.strace) core.observe(new StraceWriter((line) => writeSync(2, `${line}\n`)));
   if (order.traceFile !== undefined) core.observe(new TraceFile(core.kernel, order.traceFile));

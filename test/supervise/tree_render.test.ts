@@ -2,9 +2,9 @@ import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import type { Kernel } from "../../src/kernel/kernel.ts";
 import { vfioOf } from "../../src/kernel/vfio/vfio_main.ts";
+import { Errno } from "../../src/lib/errno.ts";
 import { boot } from "../../src/machine/boot.ts";
 import { parseMachine } from "../../src/machine/schema.ts";
-import { Errno } from "../../src/lib/errno.ts";
 import { type FileNode, modeOf, type Node } from "../../src/supervise/tree/node.ts";
 import { Tree } from "../../src/supervise/tree/tree.ts";
 
@@ -21,7 +21,10 @@ interface Recorded {
 
 function jsonLines<T>(name: string): T[] {
   const text = readFileSync(new URL(`../data/sysfs/${name}`, import.meta.url), "utf8");
-  return text.trimEnd().split("\n").map((l) => JSON.parse(l) as T);
+  return text
+    .trimEnd()
+    .split("\n")
+    .map((l) => JSON.parse(l) as T);
 }
 
 function oracleMachine(): Kernel {
@@ -61,7 +64,10 @@ const ABSENT: readonly [RegExp, string][] = [
   [/\/power\/(wakeup|runtime_.*_time)/, "times since boot, and wakeup sources, of which there are none here"],
   [/\/link(\/|$)/, "link power management"],
   [/(max|current)_link_(speed|width)$/, "the models have no links"],
-  [/^\/dev\/vfio\/(\d+|vfio)$|\/virtual\/(vfio\/\d+|misc\/vfio)|\/class\/(vfio\/\d+|misc\/vfio)/, "groups and containers are there when that part of VFIO is loaded"],
+  [
+    /^\/dev\/vfio\/(\d+|vfio)$|\/virtual\/(vfio\/\d+|misc\/vfio)|\/class\/(vfio\/\d+|misc\/vfio)/,
+    "groups and containers are there when that part of VFIO is loaded",
+  ],
   [/^\/sys\/module\/(vfio_iommu_type1|udmabuf)/, "the same; udmabuf's limits are not parameters here"],
   [/^\/sys\/(devices\/pci0000:00\/(power|uevent|waiting_for_supplier)|bus\/pci\/drivers\/pcieport\/)/, "the host bridge is no device here"],
   [/QEMU0002|iommu_groups\/none/, "the host bridge and the chipset's functions are not there"],
@@ -81,7 +87,9 @@ describe("the rendered tree against the recorded one", () => {
   kernel.sched.settle();
   const tree = new Tree(kernel);
   const renumbered = renumbering(kernel, jsonLines<Recorded>("tree.jsonl"));
-  const recorded = renumbered.filter((r) => r.mode !== undefined && !/^\/sys\/(devices\/virtual\/(misc|dma_heap)|class\/(misc|dma_heap))$/.test(r.path));
+  const recorded = renumbered.filter(
+    (r) => r.mode !== undefined && !/^\/sys\/(devices\/virtual\/(misc|dma_heap)|class\/(misc|dma_heap))$/.test(r.path),
+  );
 
   it("has every file that Linux has, but for those with a reason", () => {
     const missing = recorded.filter((r) => tree.lookup(r.path) === undefined && !ABSENT.some(([p]) => p.test(r.path)));

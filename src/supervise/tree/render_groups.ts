@@ -9,7 +9,7 @@ import type { IommuUnit } from "../../kernel/iommu/unit.ts";
 import type { Kernel } from "../../kernel/kernel.ts";
 import { PciDev } from "../../kernel/pci/pci_dev.ts";
 import { IOMMU_HW_INFO_TYPE_AMD, IOMMU_HW_INFO_TYPE_INTEL_VTD, IommuHwInfoAmd, IommuHwInfoVtd } from "../../uapi/iommufd.ts";
-import { groupType } from "./bind_files.ts";
+import { groupType, uevent } from "./bind_files.ts";
 import type { TreeBuilder } from "./node.ts";
 import { renderNoPower, sysfsPathOf } from "./render_pci.ts";
 import type { TreeState } from "./state.ts";
@@ -37,7 +37,7 @@ function renderUnit(t: TreeBuilder, unit: IommuUnit, index: number): void {
   const at = `/sys/devices/virtual/iommu/${unit.name}`;
   t.link(`/sys/class/iommu/${unit.name}`, at);
   t.link(`${at}/subsystem`, "/sys/class/iommu");
-  t.text(`${at}/uevent`, () => "");
+  t.text(`${at}/uevent`, () => "", uevent);
   renderNoPower(t, at);
   t.dir(`${at}/devices`);
   const devices = [...unit.requesters.values()].map((r) => r.device).filter((d) => d instanceof PciDev);

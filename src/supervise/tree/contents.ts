@@ -1,0 +1,151 @@
+/**
+ * What the program has open of the tree's files.
+ *
+ * An open file is a memory file of its own with the content as it was at the
+ * open, and follows the kernel while it is open: config space read twice
+ * through one descriptor is read twice. Its name, which the real kernel shows
+ * in /proc/PID/fd, tells which node it is.
+ *
+ * Who can only write gets one that is sealed: a write that is served never
+ * reaches it, and one that is not, being too long to be trapped, fails with
+ * EPERM and not in silence.
+ */
+import {
+  closeFd,
+  fcntl,
+  ftruncateFd,
+  IN_CLOSE,
+  IN_IGNORED,
+  Inotify,
+  MFD_ALLOW_SEALING,
+  MFD_CLOEXEC,
+  memfdCreate,
+  pwriteFd,
+  reopenFd,
+} from "../../host/index.ts";
+import { Errno } from "../../lib/errno.ts";
+import * as O from "../../uapi/fcntl.ts";
+import type { FileNode } from "./node.ts";
+import type { Tree } from "./tree.ts";
+
+const SEALS = O.F_SEAL_SEAL | O.F_SEAL_SHRINK | O.F_SEAL_GROW | O.F_SEAL_WRITE;
+/** What an open of the program's may say beside how it will access the file. */
+const KEPT = O.O_ACCMODE | O.O_APPEND | O.O_NONBLOCK | O.O_DSYNC | O.O_SYNC | O.O_NOATIME;
+
+interface Open {
+  readonly path: string;
+  /** Ours, through which the content is changed. */
+  readonly fd: number;
+  content: Uint8Array;
+}
+
+export class Contents {
+  readonly #tree: Tree;
+  readonly #inotify: Inotify = new Inotify();
+  readonly #numbers: Map<string, number> = new Map();
+  readonly #paths: string[] = [];
+  /** By watch: what is open. */
+  readonly #open: Map<number, Open> = new Map();
+  /** A file was opened to be written: until then no write can be one to the tree. */
+  anyWritable = false;
+
+  constructor(tree: Tree) {
+    this.#tree = tree;
+  }
+
+  /** Readable when something was closed. */
+  get watchFd(): number {
+    return this.#inotify.fd;
+  }
+
+  /** Files that the program has open. */
+  get count(): number {
+    return this.#open.size;
+  }
+
+  /** The path that the link of a descriptor stands for; undefined when it is none of ours. */
+  pathOfLink(link: string): string | undefined {
+    const number = /^\/memfd:barlink-sysfs:(\d+)(?: \(deleted\))?$/.exec(link)?.[1];
+    return number === undefined ? undefined : this.#paths[Number(number)];
+  }
+
+  /** A descriptor for the program, ours to close. */
+  open(node: FileNode, flags: number): number | Errno {
+    const access = flags & O.O_ACCMODE;
+    if (access !== O.O_RDONLY) this.anyWritable = true;
+    const raw = memfdCreate(`barlink-sysfs:${this.#number(node.path)}`, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (raw instanceof Errno) return raw;
+    if (access === O.O_WRONLY) {
+      // One with positions takes what was served as well, so that its position moves on.
+      if (!node.binary) fcntl(raw, O.F_ADD_SEALS, SEALS);
+      const fd = reopenFd(raw, flags & KEPT);
+      closeFd(raw);
+      return fd;
+    }
+    const content = contentOf(node);
+    pwriteFd(raw, content, 0);
+    const fd = reopenFd(raw, flags & KEPT);
+    const watch = fd instanceof Errno ? fd : this.#inotify.watchFd(fd, IN_CLOSE);
+    if (watch instanceof Errno) {
+      // Without a watch it keeps what it said when it was opened.
+      closeFd(raw);
+      return fd;
+    }
+    this.#open.set(watch, { path: node.path, fd: raw, content });
+    return fd;
+  }
+
+  /** Content of what is open, as it is now. */
+  sync(): void {
+    if (this.#open.size === 0) return;
+    this.drain();
+    for (const open of this.#open.values()) {
+      const node = this.#tree.lookup(open.path);
+      if (node?.kind !== "file" || node.show === undefined) continue;
+      const content = contentOf(node);
+      if (equal(content, open.content)) continue;
+      open.content = content;
+      pwriteFd(open.fd, content, 0);
+      ftruncateFd(open.fd, content.length);
+    }
+  }
+
+  /** Takes note of what was closed. */
+  drain(): void {
+    this.#inotify.drain((watch, mask) => {
+      const open = this.#open.get(watch);
+      if (open === undefined || (mask & (IN_CLOSE | IN_IGNORED)) === 0) return;
+      this.#open.delete(watch);
+      closeFd(open.fd);
+      if ((mask & IN_IGNORED) === 0) this.#inotify.unwatch(watch);
+    });
+  }
+
+  close(): void {
+    for (const open of this.#open.values()) closeFd(open.fd);
+    this.#open.clear();
+    this.#inotify.close();
+  }
+
+  #number(path: string): number {
+    let n = this.#numbers.get(path);
+    if (n === undefined) {
+      n = this.#paths.push(path) - 1;
+      this.#numbers.set(path, n);
+    }
+    return n;
+  }
+}
+
+const encoder = new TextEncoder();
+
+function contentOf(node: FileNode): Uint8Array {
+  const shown = node.show?.() ?? "";
+  return typeof shown === "string" ? encoder.encode(shown) : shown;
+}
+
+function equal(a: Uint8Array, b: Uint8Array): boolean {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}

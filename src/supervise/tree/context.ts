@@ -1,0 +1,140 @@
+/**
+ * What all handlers of paths share: the tree and what stands for it in the
+ * program, and the way from a call's arguments to a file.
+ */
+import { Errno } from "../../lib/errno.ts";
+import type { Supervisor, TrappedCall } from "../types.ts";
+import { Contents } from "./contents.ts";
+import { WorkingDirectories } from "./cwds.ts";
+import type { Node } from "./node.ts";
+import { type Place, type Walked, type WalkOptions, walk } from "./paths.ts";
+import { Shadow } from "./shadow.ts";
+import { Tree } from "./tree.ts";
+import { ThreadView, type TreeDescriptor } from "./view.ts";
+
+export const AT_FDCWD = -100;
+
+/**
+ * A path that may be one of ours has one of these in it: the last name of a
+ * mount, a descriptor's link, or our folder. What gets by is a symbolic link
+ * from outside that was there before the program ran, under another name.
+ */
+const SUSPECT = /pci|vfio|iommu|udmabuf|dma_heap|\/fd\/|dev\/char|barlink/;
+
+/** Owner and permissions that the program gave a file, in place of root's and the kernel's. */
+export interface Ownership {
+  mode?: number;
+  uid?: number;
+  gid?: number;
+}
+
+export class TreeContext {
+  readonly supervisor: Supervisor;
+  readonly tree: Tree;
+  readonly cwds: WorkingDirectories = new WorkingDirectories();
+  readonly ownership: Map<string, Ownership> = new Map();
+  /** The program has one of our directories, or a descriptor that names one of our files. */
+  anyDescriptor = false;
+  /** The program has made a link that may lead to us: every path is looked at. */
+  anyLink = false;
+  #shadow: Shadow | undefined = undefined;
+  #contents: Contents | undefined = undefined;
+
+  constructor(supervisor: Supervisor) {
+    this.supervisor = supervisor;
+    this.tree = new Tree(supervisor.kernel);
+  }
+
+  /** Made on first use: most programs need a few files of it, and some none. */
+  get shadow(): Shadow {
+    this.#shadow ??= new Shadow(this.tree, `${this.supervisor.directory}/tree`);
+    return this.#shadow;
+  }
+
+  get contents(): Contents {
+    if (this.#contents === undefined) {
+      const made = new Contents(this.tree);
+      this.#contents = made;
+      this.supervisor.onReadable(made.watchFd, () => made.drain());
+    }
+    return this.#contents;
+  }
+
+  /** A write may be one to the tree. */
+  get anyWritable(): boolean {
+    return this.#contents?.anyWritable === true;
+  }
+
+  /** A descriptor may stand for a node: a file, a directory or an open device. */
+  get anyNode(): boolean {
+    return this.anyDescriptor || (this.#contents?.count ?? 0) > 0 || this.anyWritable || this.supervisor.files.count > 0;
+  }
+
+  /** Brings what the program has of the tree in step with the kernel. */
+  sync(): void {
+    this.#shadow?.sync();
+    this.#contents?.sync();
+  }
+
+  close(): void {
+    this.#contents?.close();
+    this.#shadow?.close();
+  }
+
+  view(call: TrappedCall): ThreadView {
+    return new ThreadView(call.pid, call.tid, this);
+  }
+
+  /** The node that the link of a descriptor stands for. */
+  nodeOfLink(link: string): TreeDescriptor | undefined {
+    const held = this.#contents?.pathOfLink(link);
+    const path = held ?? this.#shadow?.treePath(link);
+    if (path === undefined) return undefined;
+    return { path, node: this.tree.lookup(path), isContent: held !== undefined };
+  }
+
+  /** Quickly: whether a path of this call could lead to us. `dirfd`, `path`: which arguments. */
+  suspects(call: TrappedCall, dirfd: number | undefined, path: number): boolean {
+    const text = call.path(path);
+    if (typeof text !== "string" || text === "") return false;
+    if (this.anyLink || SUSPECT.test(text)) return true;
+    if (text.startsWith("/")) return false;
+    return dirfd === undefined || call.int(dirfd) === AT_FDCWD ? this.cwds.any : this.anyDescriptor;
+  }
+
+  /**
+   * Where a path leads; undefined when it is surely not ours. `base`: a
+   * descriptor, or AT_FDCWD.
+   */
+  resolve(call: TrappedCall, base: number, path: string, options: WalkOptions): Walked | undefined {
+    const view = this.view(call);
+    if (!view.seesTree) return undefined;
+    const start: Place | undefined = path.startsWith("/") && options.resolve === undefined ? "/" : this.#start(view, base);
+    // A bad descriptor, or a place that has no name: the real kernel's to answer.
+    if (start === undefined) return undefined;
+    const walked = walk(this.tree, view, start, path, options);
+    return walked.kind === "machine" && !walked.escaped ? undefined : walked;
+  }
+
+  #start(view: ThreadView, base: number): Place | undefined {
+    if (base !== AT_FDCWD) return view.descriptor(base);
+    const virtual = this.cwds.get(view.pid);
+    if (virtual === undefined) return view.cwd;
+    return this.tree.lookup(virtual);
+  }
+
+  /** The node behind a descriptor of the caller's, an open device among them. */
+  nodeOfDescriptor(call: TrappedCall, fd: number): Node | undefined {
+    const known = this.view(call).nodeOf(fd)?.node;
+    if (known !== undefined) return known;
+    const file = call.fd(fd);
+    const node = file === undefined ? undefined : this.tree.lookup(file.path);
+    return node?.kind === "char" ? node : undefined;
+  }
+}
+
+/** The path argument of a call, when it can be read. */
+export function textOf(call: TrappedCall, arg: number): string | undefined {
+  const text = call.path(arg);
+  return text instanceof Errno ? undefined : text;
+}
