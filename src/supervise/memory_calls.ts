@@ -10,6 +10,7 @@
  * | madvise MADV_DONTNEED, _DONTNEED_LOCKED | private pages of the range |
  * | brk, to a lower address | the heap above it |
  * | shmdt | the segment |
+ * | exit_group, while other processes live | everything, if it is no more than 16 MiB |
  *
  * Every one of them is then done by the real kernel, so that one which fails
  * there has set apart bytes that are still mapped: those that fail for a reason
@@ -22,11 +23,13 @@
 import { PAGE_MASK_N } from "../lib/addr.ts";
 import type { Step } from "../sched/task.ts";
 import { MADV_DONTNEED, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE } from "../uapi/index.ts";
-import { SYS_brk, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_shmdt } from "./numbers.ts";
+import { SYS_brk, SYS_exit_group, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_shmdt } from "./numbers.ts";
 import { ProcessMemory } from "./process_memory.ts";
 import type { Handler, Supervisor, TrappedCall } from "./types.ts";
 
 const MADV_DONTNEED_LOCKED = 24;
+/** Most pages of a process that are set apart when it exits. */
+const EXIT_LIMIT = 4096;
 
 type Args = readonly bigint[];
 const arg = (args: Args, n: number): bigint => args[n] ?? 0n;
@@ -95,5 +98,10 @@ export function registerMemoryCalls(supervisor: Supervisor): void {
   supervisor.handle(SYS_mremap, before(mremap), { kind: "always" });
   supervisor.handle(SYS_madvise, before(madvise), { kind: "equals", arg: 2, values: [MADV_DONTNEED, MADV_DONTNEED_LOCKED] });
   supervisor.handle(SYS_brk, before(brk), { kind: "always" });
+  // The last process takes every device with it: nobody is left to look.
+  const exit = (m: ProcessMemory): void => {
+    if (m.privatePins <= EXIT_LIMIT && [...supervisor.processes].length > 1) m.leaving(0n, m.end, "exit");
+  };
+  supervisor.handle(SYS_exit_group, before(exit), { kind: "always" });
   supervisor.handle(SYS_shmdt, before(shmdt), { kind: "always" });
 }

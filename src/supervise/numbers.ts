@@ -28,6 +28,7 @@ export const SYS_creat = 85;
 export const SYS_readlink = 89;
 export const SYS_getxattr = 191;
 export const SYS_lgetxattr = 192;
+export const SYS_exit_group = 231;
 export const SYS_openat = 257;
 export const SYS_newfstatat = 262;
 export const SYS_readlinkat = 267;

@@ -141,15 +141,16 @@ export class PinnedPages {
     let run = 0;
     this.#each(first, end, (page, pfn) => {
       this.#leave(page);
-      this.#apart.set(pfn, lost ?? this.#take(page));
+      const bytes = lost ?? this.#take(page);
+      this.#apart.set(pfn, bytes);
       n++;
-      if (run > 0 && page === runFirst + run) {
-        run++;
-        return;
+      if (typeof bytes === "string") return;
+      if (page !== runFirst + run) {
+        this.#tellKept(runFirst, run, why);
+        runFirst = page;
+        run = 0;
       }
-      this.#tellKept(runFirst, run, why);
-      runFirst = page;
-      run = 1;
+      run++;
     });
     this.#tellKept(runFirst, run, why);
     return n;

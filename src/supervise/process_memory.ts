@@ -32,8 +32,9 @@
  * program. At most 512 MiB are held so.
  *
  * Limits, each an `mm.lost` event when a device comes for such a page:
- * - the process ended or ran another program: private bytes are gone (Linux
- *   holds the page until its last unpin);
+ * - the process was killed or ran another program, or had more than 16 MiB
+ *   pinned when it exited: private bytes are gone (Linux holds the page until
+ *   its last unpin);
  * - a pinned page that mremap moved to an address of the kernel's choice: the
  *   device does not follow it (Linux's does);
  * - a page that was cut off a file by ftruncate;
@@ -150,16 +151,21 @@ export class ProcessMemory implements UserMemory {
     if (options.privateOnly !== true) this.#removeViews(start, end, why, options.lost);
   }
 
-  /** A page is pinned by address, or a file depends on the mappings here: only then `leaving` matters. */
+  /** A page is pinned by address, or one of a file that is mapped here: only then `leaving` matters. */
   get pinned(): boolean {
     if (this.#space.pages.size > 0) return true;
-    for (const f of this.shared.files.values()) if (!f.held && f.views.some((v) => v.memory === this.#space)) return true;
+    for (const f of this.shared.files.values()) if (f.views.some((v) => v.memory === this.#space)) return true;
     return false;
   }
 
   /** Frames that stand for private pages of it. */
   get privatePins(): number {
     return this.#space.pages.live;
+  }
+
+  /** No address of a program lies here or above. */
+  get end(): bigint {
+    return TASK_END;
   }
 
   /** The mapping that contains `addr`, or the next one above; undefined when there is none. */
@@ -224,19 +230,17 @@ export class ProcessMemory implements UserMemory {
     const fd = good ? undefined : (this.#mapFile(m) ?? this.#programsDescriptor(m));
     const opened = fd === undefined ? undefined : this.shared.fileOf(fd, m.path, m.writable);
     const file = opened === undefined || opened instanceof Errno ? this.shared.file(dev, m.inode, this.#kindByName(m), m.path) : opened;
-    if (!file.held) {
-      const npages = vpnOf(m.end) - vpnOf(m.start);
-      file.addView({ memory: this.#space, first: vpnOf(m.offset), npages, address: m.start, writable: m.writable });
-    }
+    const npages = vpnOf(m.end) - vpnOf(m.start);
+    file.addView({ memory: this.#space, first: vpnOf(m.offset), npages, address: m.start, writable: m.writable });
     return file;
   }
 
   /** Through /proc/PID/map_files, if that is allowed. */
   #mapFile(m: Mapping): number | undefined {
-    if (!mapFilesAllowed) return undefined;
+    if (!this.shared.mapFiles) return undefined;
     const path = `/proc/${this.target.tid}/map_files/${m.start.toString(16)}-${m.end.toString(16)}`;
     const fd = openAt(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    if (fd === EPERM) mapFilesAllowed = false;
+    if (fd === EPERM) this.shared.mapFiles = false;
     return fd instanceof Errno ? undefined : sameFile(fd, m);
   }
 
@@ -261,8 +265,6 @@ export class ProcessMemory implements UserMemory {
   }
 }
 
-/** Following /proc/PID/map_files takes CAP_CHECKPOINT_RESTORE: found out once. */
-let mapFilesAllowed = true;
 const probe = new Uint8Array(1);
 const vpnOf = (addr: bigint): number => Number(addr >> BigInt(PAGE_SHIFT));
 

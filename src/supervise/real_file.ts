@@ -60,6 +60,8 @@ export interface FileView {
 export class RealMemory {
   readonly kernel: Kernel;
   readonly budget: PinBudget = new PinBudget();
+  /** False once following /proc/PID/map_files was refused: it takes CAP_CHECKPOINT_RESTORE. */
+  mapFiles = true;
   /** By device and inode. */
   readonly files: Map<string, RealFile> = new Map();
 
@@ -177,7 +179,7 @@ export class RealFile implements PageStore, PageSource {
     return this.#fd < 0 ? EINVAL : fileSeals(this.#fd);
   }
 
-  /** A mapping of it: needed where the descriptor does not do. */
+  /** A mapping of it, for where the descriptor does not do, and for when it ceases to (a seal). */
   addView(v: FileView): void {
     const end = v.first + v.npages;
     const known = this.#views.some(
