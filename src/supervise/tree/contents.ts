@@ -63,10 +63,18 @@ export class Contents {
     return this.#open.size;
   }
 
-  /** The path that the link of a descriptor stands for; undefined when it is none of ours. */
-  pathOfLink(link: string): string | undefined {
-    const number = /^\/memfd:barlink-sysfs:(\d+)(?: \(deleted\))?$/.exec(link)?.[1];
-    return number === undefined ? undefined : this.#paths[Number(number)];
+  /** What the link of a descriptor stands for: a node's path, and whether it was opened for its content; undefined when it is none of ours. */
+  ofLink(link: string): { readonly path: string; readonly isContent: boolean } | undefined {
+    const [, what, number] = /^\/memfd:barlink-(sysfs|path):(\d+)(?: \(deleted\))?$/.exec(link) ?? [];
+    const path = number === undefined ? undefined : this.#paths[Number(number)];
+    return path === undefined ? undefined : { path, isContent: what === "sysfs" };
+  }
+
+  /** A descriptor that only names a node (O_PATH: none such can be handed over, so it is an empty file that nobody can change). */
+  name(path: string): number | Errno {
+    const fd = memfdCreate(`barlink-path:${this.#number(path)}`, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (!(fd instanceof Errno)) fcntl(fd, O.F_ADD_SEALS, SEALS);
+    return fd;
   }
 
   /** A descriptor for the program, ours to close. */

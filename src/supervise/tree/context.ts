@@ -87,10 +87,10 @@ export class TreeContext {
 
   /** The node that the link of a descriptor stands for. */
   nodeOfLink(link: string): TreeDescriptor | undefined {
-    const held = this.#contents?.pathOfLink(link);
-    const path = held ?? this.#shadow?.treePath(link);
+    const held = this.#contents?.ofLink(link);
+    const path = held?.path ?? this.#shadow?.treePath(link);
     if (path === undefined) return undefined;
-    return { path, node: this.tree.lookup(path), isContent: held !== undefined };
+    return { path, node: this.tree.lookup(path), isContent: held?.isContent === true };
   }
 
   /** Quickly: whether a path of this call could lead to us. `dirfd`, `path`: which arguments. */

@@ -102,7 +102,7 @@ function* openNode(context: TreeContext, call: TrappedCall, node: Node, flags: n
 /** A directory, or a descriptor that only names a file. */
 function named(context: TreeContext, node: Node, flags: number): Outcome {
   context.shadow.sync();
-  const fd = context.shadow.open(node, flags);
+  const fd = node.kind === "dir" ? context.shadow.openDirectory(node, flags) : context.contents.name(node.path);
   if (fd instanceof Errno) return answer(fd);
   context.anyDescriptor = true;
   return give(fd, flags);

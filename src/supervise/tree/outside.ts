@@ -25,14 +25,14 @@ function allowed(view: ThreadView, path: string): boolean {
 export function openOutside(view: ThreadView, path: string, flags: number): number | Errno {
   if ((flags & ~HARMLESS) !== 0 || !allowed(view, path)) return EACCES;
   const named = openAt(AT_FDCWD, path, O.O_PATH | O.O_CLOEXEC | (flags & (O.O_NOFOLLOW | O.O_DIRECTORY)), { resolve: RESOLVE });
-  if (named instanceof Errno || (flags & O.O_PATH) !== 0) return named;
+  if (named instanceof Errno) return named;
   try {
     const found = statFd(named);
     if (found instanceof Errno) return found;
     const kind = found.mode & O.S_IFMT;
     // Opening a device or a pipe does things, and may wait.
     if (kind !== O.S_IFREG && kind !== O.S_IFDIR) return EACCES;
-    return reopenFd(named, flags & ~O.O_NOFOLLOW);
+    return reopenFd(named, flags & ~(O.O_NOFOLLOW | O.O_PATH));
   } finally {
     closeFd(named);
   }

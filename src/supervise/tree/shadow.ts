@@ -22,8 +22,8 @@ import type { Tree } from "./tree.ts";
 const RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
 const AT_FDCWD = -100;
 const AT_SYMLINK_NOFOLLOW = 0x100;
-/** O_* that change what happens at an open, and not what is opened. */
-const OPEN_ONLY = O.O_CREAT | O.O_EXCL | O.O_TRUNC | O.O_NOCTTY | O.O_APPEND;
+/** O_* of an open of a directory that the descriptor keeps. */
+const KEPT = O.O_NONBLOCK | O.O_NOATIME;
 
 export class Shadow {
   readonly tree: Tree;
@@ -60,11 +60,11 @@ export class Shadow {
     return this.#inParent(node.path, (parent, name) => statAt(parent, name, AT_SYMLINK_NOFOLLOW));
   }
 
-  /** A descriptor for the program, ours to close: a directory, or anything with O_PATH. */
-  open(node: Node, flags: number): number | Errno {
-    const failed = this.#make(node.kind === "dir" ? node.path : parentOf(node.path));
+  /** A descriptor for the program, ours to close. Never with O_PATH: such a one cannot be handed over. */
+  openDirectory(node: DirNode, flags: number): number | Errno {
+    const failed = this.#make(node.path);
     if (failed !== undefined) return failed;
-    return this.#open(node.path, (flags & ~OPEN_ONLY) | O.O_NOFOLLOW | O.O_CLOEXEC);
+    return this.#open(node.path, (flags & KEPT) | O.O_DIRECTORY | O.O_NOFOLLOW | O.O_CLOEXEC);
   }
 
   /** Brings the directories that were made up to date. */
