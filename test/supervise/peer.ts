@@ -1,20 +1,23 @@
 /** A process that does what a test tells it; see peer.py. */
-import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
+import { type ChildProcessByStdio, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readlinkSync } from "node:fs";
 import { createInterface } from "node:readline";
+import type { Readable, Writable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import type { MemoryTarget } from "../../src/supervise/process_memory.ts";
+
+type Child = ChildProcessByStdio<Writable, Readable, null>;
 
 const PROGRAM = fileURLToPath(new URL("peer.py", import.meta.url));
 
 export class Peer {
-  readonly #child: ChildProcessWithoutNullStreams;
+  readonly #child: Child;
   readonly #answers: AsyncIterator<string>;
   readonly pid: number;
   readonly target: { pid: number; tid: number; alive: boolean } & MemoryTarget;
 
-  private constructor(child: ChildProcessWithoutNullStreams, pid: number) {
+  private constructor(child: Child, pid: number) {
     this.#child = child;
     this.#answers = createInterface(child.stdout)[Symbol.asyncIterator]();
     this.pid = pid;
@@ -24,7 +27,7 @@ export class Peer {
   /** Fails with what is missing: Python 3.10 or later. */
   static async start(command: readonly string[] = ["python3"]): Promise<Peer> {
     const [program = "", ...args] = command;
-    const child = spawn(program, [...args, "-u", PROGRAM], { stdio: ["pipe", "pipe", "inherit"] }) as ChildProcessWithoutNullStreams;
+    const child = spawn(program, [...args, "-u", PROGRAM], { stdio: ["pipe", "pipe", "inherit"] });
     await Promise.race([
       once(child, "spawn"),
       once(child, "error").then(([e]) => Promise.reject(new Error(`these tests need ${program} (Python 3.10 or later): ${e}`))),
