@@ -128,6 +128,12 @@ class MappedBar {
     }
   }
 
+  /** Carries out what was stored and not seen yet, wherever it is. */
+  lastLook(): void {
+    this.#image?.look();
+    this.#image?.sweepAll();
+  }
+
   /** Takes it out of the memfd, which is all zeros there after that. */
   hide(): void {
     const was = this.#source;
@@ -205,6 +211,8 @@ export class BarWindow {
   /** The last descriptor and mapping are gone: the bytes go back to where the model keeps them. */
   close(): void {
     if (this.#closed) return;
+    // What was stored before the end still counts.
+    for (const bar of this.#bars.values()) bar.lastLook();
     this.#closed = true;
     this.vdev.memoryLock.released = undefined;
     this.vdev.pdev.fn.onActivity = undefined;

@@ -15,12 +15,24 @@ import type { File } from "../kernel/fs/file.ts";
 import { AddressSpace } from "../kernel/mm/address_space.ts";
 import { Vma } from "../kernel/mm/vma.ts";
 import { VfioPciCoreDevice } from "../kernel/vfio/pci/vfio_pci_core.ts";
-import { EACCES, EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, EOVERFLOW, Errno } from "../lib/errno.ts";
+import { EACCES, EBADF, EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, EOVERFLOW, Errno } from "../lib/errno.ts";
 import type { Step } from "../sched/task.ts";
-import { MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_WRITE } from "../uapi/index.ts";
+import { MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_WRITE, S_IFMT, S_IFREG } from "../uapi/index.ts";
 import { BarWindow } from "./bars.ts";
 import { Doorbells } from "./doorbells.ts";
-import { SYS_mmap, SYS_pread64, SYS_preadv, SYS_preadv2, SYS_pwrite64, SYS_pwritev, SYS_pwritev2 } from "./numbers.ts";
+import {
+  SYS_fallocate,
+  SYS_ftruncate,
+  SYS_mmap,
+  SYS_mremap,
+  SYS_pread64,
+  SYS_preadv,
+  SYS_preadv2,
+  SYS_pwrite64,
+  SYS_pwritev,
+  SYS_pwritev2,
+} from "./numbers.ts";
+import { ProcessMemory } from "./process_memory.ts";
 import { answer, CONTINUE, type Handler, type Outcome, type Supervisor, type TrappedCall, type When } from "./types.ts";
 
 /** Region offsets of supervised machines begin at 1 << 40: `regionOffsetBase` of vfio-pci. */
@@ -144,6 +156,30 @@ export class DeviceFiles {
   }
 }
 
+// The memfd behind a descriptor is the program's to change, but for these.
+
+function* ftruncate(call: TrappedCall): Step<Outcome> {
+  return answer((yield* call.process.sys.ftruncate(call.int(0), BigInt.asIntN(64, call.args[1] as bigint))) ?? 0);
+}
+
+function* fallocate(call: TrappedCall): Step<Outcome> {
+  const file = call.fd(call.int(0));
+  if (file === undefined) return CONTINUE;
+  const isRegular = ((file.ops.stat?.(file).mode ?? 0) & S_IFMT) === S_IFREG;
+  return answer(file.writable ? (isRegular ? EOPNOTSUPP : ENODEV) : EBADF);
+}
+
+/** Of mremap's arguments: the new length is larger. */
+const grows = (call: TrappedCall): boolean => (call.args[2] as bigint) > (call.args[1] as bigint);
+
+/** A device's mapping does not grow (VM_DONTEXPAND). */
+function* mremap(call: TrappedCall): Step<Outcome | undefined> {
+  const { memory } = call;
+  const mapping = memory instanceof ProcessMemory ? memory.mappingFrom(call.args[0] as bigint) : undefined;
+  const ours = mapping !== undefined && mapping.start <= (call.args[0] as bigint) && mapping.path.startsWith("/memfd:barlink:");
+  return ours ? answer(EFAULT) : undefined;
+}
+
 function readVector(call: TrappedCall): { base: bigint; length: number }[] | Errno {
   const count = Number(BigInt.asUintN(32, call.args[2] as bigint));
   if (count > IOV_MAX) return EINVAL;
@@ -164,11 +200,18 @@ export function registerDeviceFiles(supervisor: Supervisor): DeviceFiles {
   const d = new DeviceFiles(supervisor);
   supervisor.observe({ begin: () => d.beforeCall() });
   const region = (arg: number): When => ({ kind: "high-half", arg, least: REGION_HIGH });
+  const held = (call: TrappedCall, arg: number): boolean => supervisor.files.lookup(call.tid, call.int(arg)) !== undefined;
   // Programs map few files shared, so an offset that is no region's is refused too, where it matters.
   const mmap: Handler = Object.assign((call: TrappedCall) => d.mmap(call), {
-    concerns: (call: TrappedCall) => (call.int(3) & MAP_ANONYMOUS) === 0,
+    concerns: (call: TrappedCall) => (call.int(3) & MAP_ANONYMOUS) === 0 && held(call, 4),
   });
   supervisor.handle(SYS_mmap, mmap, region(5), { kind: "bits", arg: 3, bits: MAP_SHARED });
+  supervisor.handle(SYS_mremap, Object.assign(mremap, { concerns: grows }));
+  const onFile = (nr: number, handler: Handler): void => {
+    supervisor.handle(nr, Object.assign(handler, { concerns: (call: TrappedCall) => held(call, 0) }));
+  };
+  onFile(SYS_ftruncate, ftruncate);
+  onFile(SYS_fallocate, fallocate);
   supervisor.handle(SYS_pread64, (call) => d.transfer(call, false), region(3));
   supervisor.handle(SYS_pwrite64, (call) => d.transfer(call, true), region(3));
   supervisor.handle(SYS_preadv, (call) => d.vector(call, false, 0), region(3));

@@ -159,7 +159,7 @@ export class RegisterImage {
     return found;
   }
 
-  /** Looks at every page once; for a test, or a program that is about to end. */
+  /** Looks at every page once: nobody will store any more. */
   sweepAll(): void {
     for (let i = 0; i < this.#pages.length; i += SWEEP_PAGES) {
       this.#skipped = REPAIR_EVERY;
@@ -284,7 +284,14 @@ export class RegisterImage {
     const { trace } = this.#fn.kernel;
     for (const [offset, bytes] of stores) {
       if (trace.on)
-        trace.emit({ type: "vfio.bar_store", device: this.#fn.name, bar: this.#bar, offset, length: bytes.length, value: valueOf(bytes) });
+        trace.emit({
+          type: "vfio.bar_store",
+          device: this.#fn.name,
+          bar: this.#bar,
+          offset,
+          length: bytes.length,
+          value: littleEndian(bytes),
+        });
       this.#fn.barWrite(this.#bar, offset, bytes);
     }
   }
@@ -367,7 +374,7 @@ function withMsix(fn: PciFunction, bar: number, ranges: readonly RegisterRange[]
   return all.sort((a, b) => a.offset - b.offset);
 }
 
-function valueOf(bytes: Uint8Array): bigint {
+function littleEndian(bytes: Uint8Array): bigint {
   let v = 0n;
   for (let i = bytes.length - 1; i >= 0; i--) v = (v << 8n) | BigInt(bytes[i] as number);
   return v;

@@ -34,6 +34,7 @@ export const SYS_newfstatat = 262;
 export const SYS_readlinkat = 267;
 export const SYS_faccessat = 269;
 export const SYS_ppoll = 271;
+export const SYS_fallocate = 285;
 export const SYS_preadv = 295;
 export const SYS_pwritev = 296;
 export const SYS_execveat = 322;

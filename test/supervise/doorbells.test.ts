@@ -123,6 +123,17 @@ describe.skipIf(mapper() === undefined)("registers in a mapping", () => {
     expect(b.read32(edu, 0, LIVENESS)).toBe(0xfffffffa);
   });
 
+  it("get the last stores of a program that ends without another word", async () => {
+    const stores: number[] = [];
+    b.kernel.trace.listen((r) => {
+      if (r.event.type === "vfio.bar_store") stores.push(r.event.offset);
+    });
+    await p.write(m, LIVENESS, 1, 4);
+    await p.end();
+    b.closed(edu);
+    expect(stores).toEqual([LIVENESS]);
+  });
+
   it("are looked at less and less often while nothing happens, and at once again when something does", async () => {
     const { doorbells } = b.devices;
     expect(doorbells.interval).toBe(BUSY_MS);
