@@ -4,6 +4,7 @@
  * BARLINK_AREA_SEED the first seed.
  */
 import { expect, test } from "vitest";
+import type { IommuDescription } from "../../../src/kernel/iommu/iommu.ts";
 import type { IommufdDevice } from "../../../src/kernel/iommufd/device.ts";
 import type { IommufdIoas } from "../../../src/kernel/iommufd/ioas.ts";
 import { EADDRINUSE, EEXIST, EINVAL, ENODEV, ENOENT, EPERM, Errno } from "../../../src/lib/errno.ts";
@@ -20,6 +21,15 @@ const PAGE = 4096n;
 const UNIVERSE = 48;
 const BUFFER_PAGES = 16;
 const MAX_AREAS = 10;
+
+/** Two units that share no domain: an IOAS with devices of both has two. A run takes the pair of its seed. */
+const UNITS: readonly (readonly [IommuDescription, IommuDescription])[] = [
+  [{ kind: "intel-legacy", snoopControl: true }, { kind: "amd" }],
+  [{ kind: "intel-scalable" }, { kind: "amd", dirtyTracking: true }],
+  [{ kind: "amd" }, { kind: "intel-first-stage" }],
+];
+/** The unit of each device. */
+const BEHIND: readonly number[] = [0, 0, 1];
 
 interface ModelPages {
   readonly kind: "user" | "file" | "dmabuf";
@@ -109,7 +119,7 @@ class ModelIoas {
 }
 
 class Run {
-  readonly rig = new IommufdRig();
+  readonly rig: IommufdRig;
   readonly rng: Rng;
   readonly ids: number[];
   readonly model: ModelIoas[];
@@ -124,9 +134,12 @@ class Run {
 
   constructor(seed: number) {
     this.rng = new Rng(seed);
+    const [first, second] = UNITS[seed % UNITS.length] as (typeof UNITS)[number];
+    this.rig = new IommufdRig(first);
+    this.rig.kernel.iommu.addUnit(second);
     this.ids = [this.rig.allocIoas(), this.rig.allocIoas(), this.rig.allocIoas()];
     this.model = this.ids.map(() => new ModelIoas());
-    this.devices = [this.rig.bind(), this.rig.bind(), this.rig.bind()];
+    this.devices = BEHIND.map((unit) => this.rig.bind(this.rig.device({ unit })));
     this.on = this.devices.map(() => undefined);
     this.memfd = this.rig.memfd(BUFFER_PAGES * 4096);
     this.user = this.rig.user(BUFFER_PAGES * 4096);
@@ -220,9 +233,8 @@ class Run {
     if (at !== undefined) {
       this.what = `detach device ${i} from ${this.ids[at]}`;
       this.rig.detach(dev);
-      const others = this.on.filter((o, k) => k !== i && o === at).length;
-      (this.model[at] as ModelIoas).domains = others > 0 ? 1 : 0;
       this.on[i] = undefined;
+      this.countDomains();
       return;
     }
     const { id, m, index } = this.ioas();
@@ -234,8 +246,13 @@ class Run {
       return;
     }
     expect(got, this.what).toBeTypeOf("number");
-    m.domains = 1;
     this.on[i] = index;
+    this.countDomains();
+  }
+
+  /** One for each unit that has a device on the IOAS. */
+  countDomains(): void {
+    for (const [index, m] of this.model.entries()) m.domains = new Set(BEHIND.filter((_, k) => this.on[k] === index)).size;
   }
 
   revoke(): void {
