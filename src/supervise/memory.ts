@@ -1,4 +1,6 @@
 /** What the supervisor knows of memory, foreign descriptors and credentials: its hooks, and the calls that take pages away. */
+import { totalmem } from "node:os";
+import { PAGE_MASK_N, physAddr } from "../lib/addr.ts";
 import { TargetCredentials, track } from "./credentials.ts";
 import { ForeignFiles } from "./foreign_files.ts";
 import { registerMemoryCalls } from "./memory_calls.ts";
@@ -6,9 +8,18 @@ import { ProcessMemory } from "./process_memory.ts";
 import { RealMemory } from "./real_file.ts";
 import type { SupervisedProcess, Supervisor } from "./types.ts";
 
+/**
+ * Where pinned pages of the program get physical addresses when the described
+ * machine's RAM is used up: the program lives in this host's memory, and may pin
+ * as much of it as there is. Above what AMD reserves below 1 TiB, below the
+ * window of 64-bit BARs.
+ */
+const PROGRAM_RAM_BASE = physAddr(1n << 40n);
+
 /** Sets the hooks `memory`, `foreign` and `credentials`, and traps the calls that unmap. Before the program starts. */
 export function registerMemory(supervisor: Supervisor): RealMemory {
   const { hooks } = supervisor;
+  supervisor.kernel.phys.addRam(PROGRAM_RAM_BASE, BigInt(totalmem()) & ~PAGE_MASK_N);
   const shared = new RealMemory(supervisor.kernel);
   const foreign = new ForeignFiles(shared, (fd, callback) => supervisor.onReadable(fd, callback));
   const credentials = new WeakMap<SupervisedProcess, TargetCredentials>();

@@ -20,7 +20,7 @@
  */
 import { statfsSync } from "node:fs";
 import { closeFd, fdFlags, preadFd, pwriteFd } from "../host/fd.ts";
-import { writeMapped } from "../host/mapping.ts";
+import { sizeOfFd, writeMapped } from "../host/mapping.ts";
 import { reopenFd } from "../host/memfd.ts";
 import { fileSeals } from "../host/nowait.ts";
 import { encodeDev, type FileStatus, statFd } from "../host/stat.ts";
@@ -110,6 +110,8 @@ export class RealFile implements PageStore, PageSource {
   #writable = false;
   /** Bytes of its pages. */
   #unit = PAGE_SIZE;
+  /** For good, once it is. */
+  #shrinkSealed = false;
   #users = 0;
   #views: FileView[] = [];
 
@@ -170,8 +172,8 @@ export class RealFile implements PageStore, PageSource {
 
   /** Bytes; 0 when it cannot be asked. */
   get size(): number {
-    const st = this.#fd < 0 ? EINVAL : statFd(this.#fd);
-    return st instanceof Errno ? 0 : Number(st.size);
+    const size = this.#fd < 0 ? EINVAL : sizeOfFd(this.#fd);
+    return size instanceof Errno ? 0 : size;
   }
 
   /** F_SEAL_*; EINVAL for a file that has none. */
@@ -265,9 +267,8 @@ export class RealFile implements PageStore, PageSource {
   }
 
   #pwrite(pageStart: number, offset: number, src: Uint8Array): LostReason | undefined {
-    const seals = this.seals();
     let part = src;
-    if (seals instanceof Errno || (seals & F_SEAL_SHRINK) === 0) {
+    if (!this.#cannotShrink()) {
       // A write past the end would make the file longer. What lies past it in its last page is nobody's.
       const { size } = this;
       if (pageStart >= size) return "truncated";
@@ -276,6 +277,14 @@ export class RealFile implements PageStore, PageSource {
     const at = pageStart + offset;
     const n = this.kind === "hugetlb" ? writeMapped(this.#fd, at, part, this.#unit) : pwriteFd(this.#fd, part, at);
     return n === part.length ? undefined : "read-only";
+  }
+
+  #cannotShrink(): boolean {
+    if (!this.#shrinkSealed) {
+      const seals = this.seals();
+      this.#shrinkSealed = !(seals instanceof Errno) && (seals & F_SEAL_SHRINK) !== 0;
+    }
+    return this.#shrinkSealed;
   }
 
   #byView(page: number, access: (v: FileView, address: bigint) => LostReason | undefined): LostReason | undefined {
