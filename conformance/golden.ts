@@ -60,14 +60,15 @@ export function drive(options: (typeof EXPORTERS)[number]): { records: CallRecor
   return { records: r.records, crashed };
 }
 
-interface Tally {
+export interface Tally {
   agree: number;
   differ: number;
   known: number;
   missing: number;
 }
 
-const sameArgs = (a: CallRecord, b: CallRecord): boolean => JSON.stringify(sorted(a.args)) === JSON.stringify(sorted(b.args));
+/** Key order apart. */
+export const sameArgs = (a: CallRecord, b: CallRecord): boolean => JSON.stringify(sorted(a.args)) === JSON.stringify(sorted(b.args));
 
 function sorted(o: Record<string, unknown>): Record<string, unknown> {
   return Object.fromEntries(Object.entries(o).sort(([a], [b]) => (a < b ? -1 : 1)));
@@ -132,7 +133,7 @@ export function run(args: readonly string[]): number {
       status = 1;
     }
   }
-  report(tallies, lines);
+  report("golden", "calls", tallies, lines);
   for (const k of known.unused()) {
     process.stdout.write(`docs/differences.md has a row that no call needs any more: ${k}\n`);
     status = 1;
@@ -140,7 +141,8 @@ export function run(args: readonly string[]): number {
   return status;
 }
 
-function report(tallies: ReadonlyMap<string, Tally>, lines: readonly string[]): void {
+/** Prints the tallies by section, what they come to, and the lines. */
+export function report(suite: string, what: string, tallies: ReadonlyMap<string, Tally>, lines: readonly string[]): void {
   const total: Tally = { agree: 0, differ: 0, known: 0, missing: 0 };
   const row = (name: string, t: Tally): string =>
     `${name.padEnd(18)}${String(t.agree).padStart(7)}${String(t.differ).padStart(8)}${String(t.known).padStart(12)}${String(t.missing).padStart(13)}\n`;
@@ -154,7 +156,7 @@ function report(tallies: ReadonlyMap<string, Tally>, lines: readonly string[]): 
   process.stdout.write(row("total", total));
   const covered = total.agree + total.differ + total.known;
   process.stdout.write(
-    `golden: ${covered} of ${covered + total.missing} recorded calls covered, ${total.agree} agree, ${total.known} differ as documented\n`,
+    `${suite}: ${covered} of ${covered + total.missing} recorded ${what} covered, ${total.agree} agree, ${total.known} differ as documented\n`,
   );
   for (const l of lines) process.stdout.write(`${l}\n`);
 }
