@@ -26,7 +26,7 @@ export interface SpawnOptions {
   readonly env?: readonly (string | Uint8Array)[] | Readonly<Record<string, string | undefined>>;
   /** Where it starts; here when left out. */
   readonly cwd?: string;
-  /** What the child finds at each descriptor: [its number, ours]. 0, 1 and 2 as they are when left out; the rest is closed. */
+  /** What the child finds at each descriptor: [its number, ours]. 0, 1 and 2 as they are when left out. What has FD_CLOEXEC, as all of ours has, goes. */
   readonly fds?: readonly (readonly [child: number, ours: number])[];
   /** Of `BpfAssembler.assemble`. Without it there is no listener. */
   readonly filter?: Uint8Array;

@@ -29,7 +29,6 @@ const attrSetPgroup = libcFunction("posix_spawnattr_setpgroup", "int", [ptr, "in
 const actionsInit = libcFunction("posix_spawn_file_actions_init", "int", [ptr]);
 const actionsAddDup2 = libcFunction("posix_spawn_file_actions_adddup2", "int", [ptr, "int", "int"]);
 const actionsDestroy = libcFunction("posix_spawn_file_actions_destroy", "int", [ptr]);
-const sigfillset = libcFunction("sigfillset", "int", [ptr]);
 const access = libcFunction("access", "int", [ptr, "int"]);
 
 // More than glibc's and musl's structs need: 336, 80 and 128 bytes.
@@ -68,7 +67,8 @@ function prepareAttributes(): void {
   let flags = POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
   sigset.bytes.fill(0);
   attrSetSigmask(attr.address, sigset.address);
-  sigfillset(sigset.address);
+  // All 64 of them: sigfillset would leave out two that libc uses, and the child would ignore those.
+  sigset.bytes.fill(0xff);
   attrSetSigdefault(attr.address, sigset.address);
   if (order.processGroup !== undefined) {
     flags |= POSIX_SPAWN_SETPGROUP;
