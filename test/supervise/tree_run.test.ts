@@ -123,7 +123,7 @@ describe("programs that walk the tree", () => {
       raced_path_opened: true,
       bind: "opened",
       planted: 1,
-      after_planting: 40,
+      after_planting: 20,
       still_serves: "opened",
       got: [],
     });
@@ -142,7 +142,7 @@ describe("programs that walk the tree", () => {
       from_cwd: 13,
       through_proc_fd: 13,
       planted: 0,
-      after_planting: "opened",
+      after_planting: 21,
       still_serves: "opened",
       got: [],
     });

@@ -7,7 +7,6 @@
  *
  * Paths are absolute, without `.`, `..` or a slash at the end.
  */
-import { posix } from "node:path";
 import type { Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 
@@ -67,7 +66,7 @@ export class TreeBuilder {
     if (have !== undefined) return have;
     const made: DirNode = { kind: "dir", path, mode: 0o755, children: new Map() };
     this.#dirs.set(path, made);
-    this.dir(posix.dirname(path)).children.set(posix.basename(path), made);
+    this.dir(parentOf(path)).children.set(baseOf(path), made);
     return made;
   }
 
@@ -87,8 +86,7 @@ export class TreeBuilder {
 
   /** A link to `target`, an absolute path, in the way sysfs writes it: up to the directory they share, the target itself not counted. */
   link(path: string, target: string): void {
-    const up = posix.relative(posix.dirname(path), posix.dirname(target));
-    this.#put({ kind: "link", path, text: posix.join(up, posix.basename(target)) });
+    this.#put({ kind: "link", path, text: linkText(path, target) });
   }
 
   char(path: string, mode: number, major: number, minor: number): void {
@@ -96,8 +94,21 @@ export class TreeBuilder {
   }
 
   #put(node: Node): void {
-    this.dir(posix.dirname(node.path)).children.set(posix.basename(node.path), node);
+    this.dir(parentOf(node.path)).children.set(baseOf(node.path), node);
   }
+}
+
+/** `/` for what is directly in it. */
+export const parentOf = (path: string): string => path.slice(0, path.lastIndexOf("/")) || "/";
+export const baseOf = (path: string): string => path.slice(path.lastIndexOf("/") + 1);
+
+function linkText(path: string, target: string): string {
+  const from = path.split("/");
+  const to = target.split("/");
+  let common = 0;
+  // Neither the link's own name nor the target's counts.
+  while (common < from.length - 1 && common < to.length - 1 && from[common] === to[common]) common++;
+  return "../".repeat(from.length - 1 - common) + to.slice(common).join("/");
 }
 
 const S_IFDIR = 0o040000;

@@ -15,9 +15,8 @@
  *
  * Source: fs/namei.c.
  */
-import { posix } from "node:path";
 import { ELOOP, ENOENT, ENOTDIR, Errno, EXDEV } from "../../lib/errno.ts";
-import type { DirNode, Node } from "./node.ts";
+import { type DirNode, type Node, parentOf } from "./node.ts";
 
 /** Links that one walk may follow. */
 const MAX_LINKS = 40;
@@ -96,7 +95,7 @@ export function walk(tree: TreeView, machine: MachineView, start: Place, path: s
         if (inRoot) continue;
         return fail(EXDEV);
       }
-      const up: string = posix.dirname(placePath(at));
+      const up: string = parentOf(placePath(at));
       if (typeof at !== "string" && tree.isMount(at.path)) {
         at = up;
         crossed = true;

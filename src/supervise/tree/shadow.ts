@@ -16,7 +16,7 @@ import { mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node
 import { closeFd, type FileStatus, mknodAt, must, openAt, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, readLinkAt, statAt } from "../../host/index.ts";
 import { EEXIST, ENOENT, Errno, errnoOf } from "../../lib/errno.ts";
 import * as O from "../../uapi/fcntl.ts";
-import type { DirNode, Node } from "./node.ts";
+import { baseOf, type DirNode, type Node, parentOf } from "./node.ts";
 import type { Tree } from "./tree.ts";
 
 const RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
@@ -33,6 +33,8 @@ export class Shadow {
   /** Directories made, by path. */
   readonly #made: Set<string> = new Set(["/"]);
   #seen: string | undefined = undefined;
+  /** What was looked up, until the tree changes. */
+  readonly #statuses: Map<string, FileStatus> = new Map();
   /** Empty character devices can be made there, so that a listing shows their kind. */
   #makesNodes = true;
 
@@ -57,7 +59,11 @@ export class Shadow {
 
   /** Real device and inode numbers and times of a node. */
   status(node: Node): FileStatus | Errno {
-    return this.#inParent(node.path, (parent, name) => statAt(parent, name, AT_SYMLINK_NOFOLLOW));
+    const known = this.#statuses.get(node.path);
+    if (known !== undefined) return known;
+    const found = this.#inParent(node.path, (parent, name) => statAt(parent, name, AT_SYMLINK_NOFOLLOW));
+    if (!(found instanceof Errno)) this.#statuses.set(node.path, found);
+    return found;
   }
 
   /** A descriptor for the program, ours to close. Never with O_PATH: such a one cannot be handed over. */
@@ -72,6 +78,7 @@ export class Shadow {
     const now = this.tree.version;
     if (this.#seen === now) return;
     this.#seen = now;
+    this.#statuses.clear();
     for (const path of [...this.#made].sort()) {
       const node = this.#node(path);
       if (node === undefined) this.#made.delete(path);
@@ -162,7 +169,7 @@ export class Shadow {
     const parent = this.#open(above, O.O_PATH | O.O_DIRECTORY | O.O_CLOEXEC);
     if (parent instanceof Errno) return parent;
     try {
-      return use(parent, path.slice(path.lastIndexOf("/") + 1));
+      return use(parent, baseOf(path));
     } finally {
       closeFd(parent);
     }
@@ -172,8 +179,6 @@ export class Shadow {
     return openAt(this.#fd, path === "/" ? "." : path.slice(1), flags, { resolve: RESOLVE });
   }
 }
-
-const parentOf = (path: string): string => path.slice(0, path.lastIndexOf("/")) || "/";
 
 function makeDirectory(parent: number, name: string): Errno | undefined {
   try {

@@ -8,9 +8,8 @@
  * at and below one of them, a path is ours, whether or not there is anything;
  * everywhere else the machine's own files show.
  */
-import { posix } from "node:path";
 import type { Kernel } from "../../kernel/kernel.ts";
-import { type DirNode, type Node, TreeBuilder } from "./node.ts";
+import { type DirNode, type Node, parentOf, TreeBuilder } from "./node.ts";
 import { renderDevices, renderModules } from "./render_class.ts";
 import { renderGroups } from "./render_groups.ts";
 import { renderPci } from "./render_pci.ts";
@@ -52,7 +51,7 @@ const mounts: ReadonlySet<string> = new Set(MOUNTS);
 const above: ReadonlySet<string> = new Set(
   [...MOUNTS, `${BY_NUMBER}0:0`].flatMap((m) => {
     const out: string[] = [];
-    for (let d = posix.dirname(m); ; d = posix.dirname(d)) {
+    for (let d = parentOf(m); ; d = parentOf(d)) {
       out.push(d);
       if (d === "/") return out;
     }
@@ -63,6 +62,7 @@ export class Tree {
   readonly kernel: Kernel;
   readonly state: TreeState = newTreeState();
   #root: DirNode | undefined = undefined;
+  #numbers: ReadonlyMap<string, Node> = new Map();
   #seen = "";
 
   constructor(kernel: Kernel) {
@@ -86,6 +86,7 @@ export class Tree {
       renderModules(t, this.kernel, this.state);
       for (const m of MOUNTS) if (m === "/dev/vfio" || m === "/dev/dma_heap") t.dir(m);
       this.#root = t.root;
+      this.#numbers = t.dir("/sys/dev/char").children;
       this.#seen = now;
     }
     return this.#root;
@@ -94,32 +95,27 @@ export class Tree {
   /** The node at a path of ours; links are not followed. undefined: there is none, or the path is not ours. */
   lookup(path: string): Node | undefined {
     let node: Node = this.current;
+    let ours = false;
     for (const name of path.split("/")) {
       if (name === "") continue;
       if (node.kind !== "dir") return undefined;
       const next = node.children.get(name);
       if (next === undefined) return undefined;
       node = next;
+      ours ||= this.isMount(node.path);
     }
-    return isOurs(node.path, this) ? node : undefined;
+    return ours ? node : undefined;
   }
 
   /** Where the tree begins: a mount, or a number in /sys/dev/char that is one of ours. */
   isMount(path: string): boolean {
     if (mounts.has(path)) return true;
     if (!path.startsWith(BY_NUMBER)) return false;
-    const char = this.current.children.get("sys") as DirNode | undefined;
-    const dev = (char?.children.get("dev") as DirNode | undefined)?.children.get("char") as DirNode | undefined;
-    return dev?.children.has(path.slice(BY_NUMBER.length)) === true;
+    return this.current !== undefined && this.#numbers.has(path.slice(BY_NUMBER.length));
   }
 
   /** A directory of the machine's on the way to ours: it is a directory, whatever else the machine says. */
   isAbove(path: string): boolean {
     return above.has(path);
   }
-}
-
-function isOurs(path: string, tree: Tree): boolean {
-  for (let d = path; d !== "/"; d = posix.dirname(d)) if (tree.isMount(d)) return true;
-  return false;
 }
