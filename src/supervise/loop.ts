@@ -11,6 +11,8 @@ import type { Core } from "./supervisor.ts";
 const SIGNAL_LOOK_MS = { first: 1, most: 20 };
 /** How often children that never made a trapped call are waited for. */
 const REAP_MS = 500;
+/** How often is looked whether the program has been started. */
+const START_MS = 5;
 const NS_PER_MS = 1e6;
 
 export interface LoopResult {
@@ -31,13 +33,17 @@ export function runLoop(core: Core, listenerFd: number, programPid: () => number
   epoll.add(core.files.inotifyFd, EPOLLIN);
   const ends = new Map<number, ChildEvent>();
   const reap = (): void => {
-    for (let e = waitAny(); e !== undefined && !(e instanceof Errno); e = waitAny()) ends.set(e.pid, e);
+    for (let e = waitAny(); e !== undefined && !(e instanceof Errno); e = waitAny()) {
+      const pid = programPid();
+      if (pid === undefined || e.pid === pid) ends.set(e.pid, e);
+    }
   };
   let look: number = SIGNAL_LOOK_MS.first;
   let lastReap = performance.now();
   for (;;) {
     const busy = core.pending.size > 0;
-    const ready = epoll.wait(timeout(core, busy ? look : REAP_MS));
+    const starting = programPid() === undefined;
+    const ready = epoll.wait(timeout(core, starting ? START_MS : busy ? look : REAP_MS));
     const n = ready instanceof Errno ? 0 : ready;
     let notification = false;
     let gone = false;
