@@ -1,9 +1,10 @@
-/** `npm run bench -- [pagetables|areas|boot] [options]`: all of them when none is named. */
+/** `npm run bench -- [pagetables|areas|boot|run] [options]`: all of them when none is named. */
 import * as areas from "./areas.ts";
 import * as boot from "./boot.ts";
 import * as pagetables from "./pagetables.ts";
+import * as runs from "./run.ts";
 
-const suites: Readonly<Record<string, { run(args: string[]): unknown }>> = { pagetables, areas, boot };
+const suites: Readonly<Record<string, { run(args: string[]): unknown }>> = { pagetables, areas, boot, run: runs };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {
