@@ -15,6 +15,10 @@
  * What is looked at is a copy of the descriptor (pidfd_getfd), not a path: what
  * the program does to its descriptor meanwhile changes nothing.
  *
+ * Rights. Linux lets a device write to a file of tmpfs that the program has open
+ * for reading only. Here it may if the program could open it for writing itself;
+ * else the device's write is lost, and `mm.lost` tells.
+ *
  * Limits. The copy keeps the program's file open: an unmask eventfd that the
  * program closed stays registered until it is replaced by -1, where Linux
  * forgets it at the close. A full counter (2^64 - 2) takes no further signal,
@@ -89,12 +93,12 @@ export class ForeignFiles {
     const st = statFd(dup);
     if (st instanceof Errno) return this.#plain(dup, flags, link);
     if ((st.mode & S_IFMT) === S_IFREG && fileKind(dup) !== "disk") {
-      const key = `${encodeDev(st.devMajor, st.devMinor)}:${st.ino}:${flags}`;
-      const known = this.#known(key, dup);
-      if (known !== undefined) return known;
       // Whoever has a memfd may open it anew for writing; of other files, whoever runs as we do.
       const mayWrite = (flags & O_ACCMODE) !== O_RDONLY || (st.nlink === 0 && (st.mode & 0o002) !== 0) || runsAsWeDo(tid);
-      const file = this.#shared.fileOf(dup, link, mayWrite);
+      const key = `${encodeDev(st.devMajor, st.devMinor)}:${st.ino}:${flags}${mayWrite ? "" : ":r"}`;
+      const known = this.#known(key, dup);
+      if (known !== undefined) return known;
+      const file = this.#shared.fileOf(dup, link, mayWrite, !mayWrite);
       if (file instanceof Errno) return EBADF;
       return this.#enter(key, this.#memoryOps, flags, link, file);
     }

@@ -13,7 +13,8 @@
  *
  * Rights: every descriptor is one that the program itself holds, or one of a
  * file that it has mapped. It is opened anew for writing only when the program
- * could do so too (`mayWrite`).
+ * could do so too (`mayWrite`). A device of a program that may only read a file
+ * gets at it through an object of its own, whatever other programs may do.
  *
  * Kept alive by users (open files of the embedded kernel) and by pins; the last
  * of them closes the descriptor.
@@ -69,9 +70,9 @@ export class RealMemory {
     this.kernel = kernel;
   }
 
-  /** The file of an inode, known already or not, with one more user. */
-  file(dev: bigint, ino: bigint, kind: FileKind, name: string): RealFile {
-    const key = `${dev}:${ino}`;
+  /** The file of an inode, known already or not, with one more user. `readOnly`: see `fileOf`. */
+  file(dev: bigint, ino: bigint, kind: FileKind, name: string, readOnly = false): RealFile {
+    const key = `${dev}:${ino}${readOnly ? ":r" : ""}`;
     let f = this.files.get(key);
     if (f === undefined) {
       f = new RealFile(this, key, kind, name);
@@ -80,14 +81,18 @@ export class RealMemory {
     return f.get();
   }
 
-  /** The same for a descriptor of ours, which is taken over whatever happens; EINVAL for what is no plain file. */
-  fileOf(fd: number, name: string, mayWrite: boolean): RealFile | Errno {
+  /**
+   * The same for a descriptor of ours, which is taken over whatever happens;
+   * EINVAL for what is no plain file. With `readOnly` it is an object apart, of
+   * which nobody ever makes one that can be written.
+   */
+  fileOf(fd: number, name: string, mayWrite: boolean, readOnly = false): RealFile | Errno {
     const st = statFd(fd);
     if (st instanceof Errno || (st.mode & S_IFMT) !== S_IFREG) {
       closeFd(fd);
       return st instanceof Errno ? st : EINVAL;
     }
-    const f = this.file(encodeDev(st.devMajor, st.devMinor), st.ino, fileKind(fd), name);
+    const f = this.file(encodeDev(st.devMajor, st.devMinor), st.ino, fileKind(fd), name, readOnly);
     f.adopt(fd, st, mayWrite);
     return f;
   }

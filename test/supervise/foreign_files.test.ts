@@ -236,7 +236,19 @@ it.skipIf(process.geteuid?.() !== 0)("another user's file of tmpfs, opened to be
   expect(kernel.frames.readFrame(pfns[0] as Pfn, 0, new Uint8Array(1))).toBe(true);
   expect(kernel.frames.writeFrame(pfns[0] as Pfn, 0, Uint8Array.of(1))).toBe(false);
   expect(shared.budget.lost).toBe(1);
-  unpinFilePages(kernel, pfns);
+  // Not even when another program may write to it.
+  const other = await Peer.start();
+  const rw = await other.ask(`os.open("/proc/${peer.pid}/fd/${fd}", os.O_RDWR)`);
+  const theirs = foreign.open(other.pid, other.pid, rw, "/dev/shm/barlink-test (deleted)") as File;
+  const theirPfns = pinFile(theirs, 0, 1) as Pfn[];
+  expect(kernel.frames.writeFrame(theirPfns[0] as Pfn, 0, Uint8Array.of(7))).toBe(true);
+  expect(kernel.frames.writeFrame(pfns[0] as Pfn, 0, Uint8Array.of(1))).toBe(false);
+  const dst = new Uint8Array(1);
+  kernel.frames.readFrame(pfns[0] as Pfn, 0, dst);
+  expect(dst[0]).toBe(7);
+  await other.end();
+  unpinFilePages(kernel, [...pfns, ...theirPfns]);
+  put(theirs);
   put(file);
 });
 
