@@ -2,10 +2,9 @@ import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import type { Kernel } from "../../src/kernel/kernel.ts";
 import { vfioOf } from "../../src/kernel/vfio/vfio_main.ts";
-import { Errno } from "../../src/lib/errno.ts";
 import { boot } from "../../src/machine/boot.ts";
 import { parseMachine } from "../../src/machine/schema.ts";
-import { type FileNode, modeOf, type Node } from "../../src/supervise/tree/node.ts";
+import { modeOf, type Node } from "../../src/supervise/tree/node.ts";
 import { Tree } from "../../src/supervise/tree/tree.ts";
 
 interface Recorded {

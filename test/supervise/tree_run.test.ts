@@ -55,49 +55,54 @@ describe("programs that walk the tree", () => {
     expect(wrong).toEqual([]);
   });
 
-  it.each([["as who runs the test", undefined], ...(root ? [["as nobody", NOBODY] as const] : [])] as const)("find the tree by any way, %s", async (_, as) => {
-    const out = JSON.parse(await run(["python3", at("programs/tree_tour.py")], "", as)) as Record<string, unknown>;
-    const path = "/sys/devices/pci0000:00/0000:00:03.0/0000:01:00.0";
-    expect(out).toMatchObject({
-      walk: [expect.any(Number), true],
-      relative: ["0x1234\n", "../../../../bus/pci/drivers/vfio-pci", 256],
-      listing: ["driver", "iommu", "iommu_group", "subsystem"],
-      same_file: true,
-      fd_link: `${path}/vendor`,
-      fd_stat: [true, 4096, "0o100444"],
-      reopened: "0x1234\n",
-      realpath: path,
-      o_path: ["lrwxrwxrwx", "../../../../bus/pci/drivers/vfio-pci"],
-      chr: [true, true, true],
-      numbers: [true, "vfio1"],
-      chr_listed: ["vfio0", "vfio1", "vfio2", "vfio3"],
-      config: ["3412e811", "0701"],
-      config_position: [1, 0x3d, "0b"],
-      read_only: 9,
-      config_end: [256, 6, 0],
-      unbind_waited: true,
-      gone: [false, false, ["vfio0", "vfio2", "vfio3"], 2],
-      pwrite: 13,
-      busy: 16,
-      nodev: 19,
-      too_long_is_loud: 1,
-      writev: 13,
-      shell: ["../../../../bus/pci/drivers/vfio-pci", "0", "directory", ""].map((s) => expect.stringContaining(s)),
-      chdir: [path, "0x11e8\n", "ari_enabled", 2],
-      child: [path, "0x1234", "/sys/devices/pci0000:00/0000:00:03.0", "/", "1", ""],
-      fchdir: [path, "0x11e8\n"],
-      back: "/tmp",
-      links: ["0x1234\n", "0x1234\n"],
-      refused: [1, 1, 1, 13],
-      owner: ["0o20640", 7, 8],
-    });
-  });
+  it.each([["as who runs the test", undefined], ...(root ? [["as nobody", NOBODY] as const] : [])] as const)(
+    "find the tree by any way, %s",
+    async (_, as) => {
+      const out = JSON.parse(await run(["python3", at("programs/tree_tour.py")], "", as)) as Record<string, unknown>;
+      const path = "/sys/devices/pci0000:00/0000:00:03.0/0000:01:00.0";
+      expect(out).toMatchObject({
+        walk: [expect.any(Number), true],
+        relative: ["0x1234\n", "../../../../bus/pci/drivers/vfio-pci", 256],
+        listing: ["driver", "iommu", "iommu_group", "subsystem"],
+        same_file: true,
+        fd_link: `${path}/vendor`,
+        fd_stat: [true, 4096, "0o100444"],
+        reopened: "0x1234\n",
+        realpath: path,
+        o_path: ["lrwxrwxrwx", "../../../../bus/pci/drivers/vfio-pci"],
+        chr: [true, true, true],
+        numbers: [true, "vfio1"],
+        chr_listed: ["vfio0", "vfio1", "vfio2", "vfio3"],
+        config: ["3412e811", "0701"],
+        config_position: [1, 0x3d, "0b"],
+        read_only: 9,
+        config_end: [256, 6, 0],
+        unbind_waited: true,
+        gone: [false, false, ["vfio0", "vfio2", "vfio3"], 2],
+        pwrite: 13,
+        busy: 16,
+        nodev: 19,
+        too_long_is_loud: 1,
+        writev: 13,
+        shell: ["../../../../bus/pci/drivers/vfio-pci", "0", "directory", ""].map((s) => expect.stringContaining(s)),
+        chdir: [path, "0x11e8\n", "ari_enabled", 2],
+        child: [path, "0x1234", "/sys/devices/pci0000:00/0000:00:03.0", "/", "1", ""],
+        fchdir: [path, "0x11e8\n"],
+        back: "/tmp",
+        links: ["0x1234\n", "0x1234\n"],
+        refused: [1, 1, 1, 13],
+        owner: ["0o20640", 7, 8],
+      });
+    },
+  );
 
   it("get at no file that their user could not, by no pointer, path or race", async () => {
     const secret = join(scratch, "secret");
     writeFileSync(secret, "not for you");
     chmodSync(secret, 0);
-    const out = JSON.parse(await run(["python3", at("programs/tree_hostile.py"), secret, "not for you"], "", root ? NOBODY : undefined)) as Record<string, unknown>;
+    const out = JSON.parse(
+      await run(["python3", at("programs/tree_hostile.py"), secret, "not for you"], "", root ? NOBODY : undefined),
+    ) as Record<string, unknown>;
     const [EACCES, EFAULT, ENAMETOOLONG] = [13, -14, -36];
     expect(out).toMatchObject({
       path_at_null: EFAULT,

@@ -105,7 +105,9 @@ export function takesId(driver: PciDriver, id: PciDeviceId & { readonly vendor: 
 const ANY = 0xffff_ffff;
 
 function matchesAny(driver: PciDriver, dev: Identity): boolean {
-  return added.get(driver)?.some((id) => idMatches(id, dev)) === true || driver.ids.some((id) => id.overrideOnly !== true && idMatches(id, dev));
+  return (
+    added.get(driver)?.some((id) => idMatches(id, dev)) === true || driver.ids.some((id) => id.overrideOnly !== true && idMatches(id, dev))
+  );
 }
 
 /** Whether `driver` may take `dev`; driver_override names the only one that may, whatever its ids. */

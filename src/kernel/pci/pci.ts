@@ -13,16 +13,7 @@ import { EBUSY, EEXIST, ENODEV, ENOENT, ERANGE, Errno } from "../../lib/errno.ts
 import type { Step } from "../../sched/task.ts";
 import type { Kernel } from "../kernel.ts";
 import { PciBus } from "./bus.ts";
-import {
-  bindDriver,
-  driverMatches,
-  dropDynamicId,
-  dynamicIds,
-  type PciDeviceId,
-  type PciDriver,
-  takesId,
-  unbindDriver,
-} from "./driver.ts";
+import { bindDriver, driverMatches, dropDynamicId, dynamicIds, type PciDeviceId, type PciDriver, takesId, unbindDriver } from "./driver.ts";
 import { PciFunction } from "./function.ts";
 import { joinIommuGroup } from "./groups.ts";
 import { disableSriov, PciIov } from "./iov.ts";

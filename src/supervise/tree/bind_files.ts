@@ -7,8 +7,9 @@
  *
  * Source: drivers/base/{bus,dd}.c, drivers/pci/{pci-driver,pci-sysfs,iov,pci}.c.
  */
-import type { Kernel } from "../../kernel/kernel.ts";
+
 import type { IommuGroup } from "../../kernel/iommu/group.ts";
+import type { Kernel } from "../../kernel/kernel.ts";
 import { bindDriver, type PciDeviceId, unbindDriver } from "../../kernel/pci/driver.ts";
 import type { PciDev } from "../../kernel/pci/pci_dev.ts";
 import { initialResetMethods, type ResetMethod, setResetMethods } from "../../kernel/pci/reset.ts";

@@ -25,7 +25,13 @@ export function registerChanges(context: TreeContext): void {
     if (nr !== undefined) supervisor.handle(nr, Object.assign(body, { concerns }));
   };
   /** `base`: argument with the directory's descriptor, undefined for the working directory. */
-  const onPath = (name: string, base: number | undefined, path: number, follow: boolean, serve: (found: Walked, call: TrappedCall) => Outcome): void =>
+  const onPath = (
+    name: string,
+    base: number | undefined,
+    path: number,
+    follow: boolean,
+    serve: (found: Walked, call: TrappedCall) => Outcome,
+  ): void =>
     add(
       name,
       (c) => atPath(context, c, base, path, follow, serve),
@@ -55,10 +61,20 @@ export function registerChanges(context: TreeContext): void {
     ["symlink", 0],
     ["symlinkat", 0],
   ] as const) {
-    add(name, (c) => watchLink(context, c), (c) => !context.anyLink && context.suspects(c, undefined, path));
+    add(
+      name,
+      (c) => watchLink(context, c),
+      (c) => !context.anyLink && context.suspects(c, undefined, path),
+    );
   }
 
-  const change = (name: string, base: number | undefined, path: number, follow: boolean, set: (node: Node, call: TrappedCall) => void): void =>
+  const change = (
+    name: string,
+    base: number | undefined,
+    path: number,
+    follow: boolean,
+    set: (node: Node, call: TrappedCall) => void,
+  ): void =>
     onPath(name, base, path, follow, (found, call) =>
       changing(found, (node) => {
         set(node, call);
@@ -89,9 +105,21 @@ export function registerChanges(context: TreeContext): void {
   );
   onPath("statfs", undefined, 0, true, (found, call) => changing(found, (node) => statfs(call, node)));
 
-  add("chdir", (c) => chdir(context, c), (c) => context.suspects(c, undefined, 0) || context.cwds.any);
-  add("fchdir", (c) => fchdir(context, c), () => context.anyDescriptor || context.cwds.any);
-  add("getcwd", (c) => getcwd(context, c), () => context.cwds.any);
+  add(
+    "chdir",
+    (c) => chdir(context, c),
+    (c) => context.suspects(c, undefined, 0) || context.cwds.any,
+  );
+  add(
+    "fchdir",
+    (c) => fchdir(context, c),
+    () => context.anyDescriptor || context.cwds.any,
+  );
+  add(
+    "getcwd",
+    (c) => getcwd(context, c),
+    () => context.cwds.any,
+  );
 }
 
 function* atPath(

@@ -9,6 +9,7 @@ import { WorkingDirectories } from "./cwds.ts";
 import type { Node } from "./node.ts";
 import { type Place, type Walked, type WalkOptions, walk } from "./paths.ts";
 import { Shadow } from "./shadow.ts";
+import { claimFolder } from "./sweep.ts";
 import { Tree } from "./tree.ts";
 import { ThreadView, type TreeDescriptor } from "./view.ts";
 
@@ -47,7 +48,10 @@ export class TreeContext {
 
   /** Made on first use: most programs need a few files of it, and some none. */
   get shadow(): Shadow {
-    this.#shadow ??= new Shadow(this.tree, `${this.supervisor.directory}/tree`);
+    if (this.#shadow === undefined) {
+      this.#shadow = new Shadow(this.tree, `${this.supervisor.directory}/tree`);
+      claimFolder(this.supervisor.directory);
+    }
     return this.#shadow;
   }
 

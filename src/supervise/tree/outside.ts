@@ -6,8 +6,9 @@
  * has exactly our rights: same ids, capabilities, namespaces, root. Only
  * directories and plain files, and only to be read. Everything else is EACCES.
  */
-import { closeFd, openAt, readLinkAt, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, reopenFd, statAt, statFd } from "../../host/index.ts";
+
 import type { FileStatus } from "../../host/index.ts";
+import { closeFd, openAt, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, readLinkAt, reopenFd, statAt, statFd } from "../../host/index.ts";
 import { EACCES, Errno } from "../../lib/errno.ts";
 import * as O from "../../uapi/fcntl.ts";
 import type { ThreadView } from "./view.ts";

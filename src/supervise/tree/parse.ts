@@ -3,7 +3,7 @@
  *
  * Source: lib/kstrtox.c, sysfs_streq, drivers/base/driver.c.
  */
-import { EINVAL, Errno } from "../../lib/errno.ts";
+import { EINVAL, type Errno } from "../../lib/errno.ts";
 
 const decoder = new TextDecoder("latin1");
 

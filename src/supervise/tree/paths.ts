@@ -140,7 +140,8 @@ export function walk(tree: TreeView, machine: MachineView, start: Place, path: s
       }
     }
     if (link === undefined) continue;
-    if ((resolve & RESOLVE_NO_SYMLINKS) !== 0 || (magic && (resolve & RESOLVE_NO_MAGICLINKS) !== 0) || ++links > MAX_LINKS) return fail(ELOOP);
+    if ((resolve & RESOLVE_NO_SYMLINKS) !== 0 || (magic && (resolve & RESOLVE_NO_MAGICLINKS) !== 0) || ++links > MAX_LINKS)
+      return fail(ELOOP);
     if (link.startsWith("/") || magic) {
       if (scoped && (magic || (resolve & RESOLVE_BENEATH) !== 0)) return fail(EXDEV);
       const shadow = machine.shadowNode(link);

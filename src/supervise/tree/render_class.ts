@@ -45,7 +45,8 @@ function kindOf(kernel: Kernel, path: string): NodeKind | undefined {
   const [, directory, name] = /^\/dev\/(vfio\/devices|vfio|dma_heap)\/([^/]+)$/.exec(path) ?? [];
   if (name === undefined) return undefined;
   if (directory === "vfio") return { device: `/sys/devices/virtual/vfio/${name}`, class: "vfio", mode: 0o600, tellsMode: false };
-  if (directory === "dma_heap") return { device: `/sys/devices/virtual/dma_heap/${name}`, class: "dma_heap", mode: 0o600, tellsMode: false };
+  if (directory === "dma_heap")
+    return { device: `/sys/devices/virtual/dma_heap/${name}`, class: "dma_heap", mode: 0o600, tellsMode: false };
   for (const d of vfioOf(kernel).devices) {
     if (d.name !== name) continue;
     const pdev = kernel.pci.devices.get(d.dev.name);

@@ -25,7 +25,11 @@ export function renderGroups(t: TreeBuilder, kernel: Kernel, state: TreeState): 
     t.dir(`${at}/devices`);
     for (const d of group.devices) if (d instanceof PciDev) t.link(`${at}/devices/${d.name}`, sysfsPathOf(d));
     t.text(`${at}/reserved_regions`, () => reservedRegions(group));
-    t.text(`${at}/type`, () => `${state.groupTypes.get(group.id) ?? (iommu.passthrough ? "identity" : "DMA-FQ")}\n`, groupType(group, state));
+    t.text(
+      `${at}/type`,
+      () => `${state.groupTypes.get(group.id) ?? (iommu.passthrough ? "identity" : "DMA-FQ")}\n`,
+      groupType(group, state),
+    );
   }
   t.dir("/sys/class/iommu");
   iommu.units.forEach((unit, i) => {

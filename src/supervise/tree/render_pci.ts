@@ -9,10 +9,11 @@
  * Source: drivers/pci/pci-sysfs.c, drivers/pci/iov.c, drivers/base/{bus,dd}.c,
  * drivers/base/power/sysfs.c.
  */
-import { EPERM } from "../../lib/errno.ts";
+
 import type { Kernel } from "../../kernel/kernel.ts";
 import type { PciDev } from "../../kernel/pci/pci_dev.ts";
 import type { PciResource } from "../../kernel/pci/resource.ts";
+import { EPERM } from "../../lib/errno.ts";
 import { PCI_INTERRUPT_LINE } from "../../uapi/pci_regs.ts";
 import * as store from "./bind_files.ts";
 import type { TreeBuilder } from "./node.ts";
@@ -135,7 +136,10 @@ function renderFunction(t: TreeBuilder, dev: PciDev, path: string, state: TreeSt
   const { subordinate } = dev;
   if (subordinate !== undefined) {
     t.text(at("secondary_bus_number"), () => `${subordinate.number}\n`);
-    t.text(at("subordinate_bus_number"), () => `${Math.max(subordinate.number, ...[...subordinate.subtree()].map((d) => d.pciBus.number))}\n`);
+    t.text(
+      at("subordinate_bus_number"),
+      () => `${Math.max(subordinate.number, ...[...subordinate.subtree()].map((d) => d.pciBus.number))}\n`,
+    );
     t.trigger(at("reset_subordinate"), store.resetSubordinate(dev));
   }
   if (dev.iommuGroup !== undefined) t.link(at("iommu_group"), `/sys/kernel/iommu_groups/${dev.iommuGroup.id}`);
@@ -226,7 +230,8 @@ function ueventOf(dev: PciDev): string {
   );
 }
 
-const dmaMaskBits = (dev: PciDev): number => (dev.driver === undefined || dev.driver.driverManagedDma === true ? 32 : dev.dmaMask.toString(2).length);
+const dmaMaskBits = (dev: PciDev): number =>
+  dev.driver === undefined || dev.driver.driverManagedDma === true ? 32 : dev.dmaMask.toString(2).length;
 
 // struct resource's flags, as much of them as user space looks at.
 const IORESOURCE_IO = 0x100;

@@ -13,7 +13,17 @@
  * content is in `contents.ts`, out of its reach.
  */
 import { mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { closeFd, type FileStatus, mknodAt, must, openAt, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, readLinkAt, statAt } from "../../host/index.ts";
+import {
+  closeFd,
+  type FileStatus,
+  mknodAt,
+  must,
+  openAt,
+  RESOLVE_BENEATH,
+  RESOLVE_NO_SYMLINKS,
+  readLinkAt,
+  statAt,
+} from "../../host/index.ts";
 import { EEXIST, ENOENT, Errno, errnoOf } from "../../lib/errno.ts";
 import * as O from "../../uapi/fcntl.ts";
 import { baseOf, type DirNode, type Node, parentOf } from "./node.ts";

@@ -21,18 +21,26 @@ const encoder = new TextEncoder();
 export function registerStats(context: TreeContext): void {
   const { supervisor } = context;
   const add = (nr: number | undefined, body: Handler, concerns: (call: TrappedCall) => boolean): void => {
-    if (nr !== undefined) supervisor.handle(nr, Object.assign((call: TrappedCall) => body(call), { concerns }));
+    if (nr !== undefined)
+      supervisor.handle(
+        nr,
+        Object.assign((call: TrappedCall) => body(call), { concerns }),
+      );
   };
   const stat = (nr: number, base: number | undefined, path: number, buffer: number, flags: number | "follow" | "nofollow"): void => {
     const flagsOf = (c: TrappedCall): number => (typeof flags === "number" ? c.int(flags) : flags === "follow" ? 0 : AT_SYMLINK_NOFOLLOW);
-    const concerns = (c: TrappedCall): boolean => isSelf(c, path, flagsOf(c)) ? context.anyNode : context.suspects(c, base, path);
+    const concerns = (c: TrappedCall): boolean => (isSelf(c, path, flagsOf(c)) ? context.anyNode : context.suspects(c, base, path));
     add(nr, (c) => statPath(context, c, base === undefined ? AT_FDCWD : c.int(base), path, flagsOf(c), buffer), concerns);
   };
   stat(sys.SYS_stat, undefined, 0, 1, "follow");
   stat(sys.SYS_lstat, undefined, 0, 1, "nofollow");
   stat(sys.SYS_newfstatat, 0, 1, 2, 3);
   stat(sys.SYS_statx, 0, 1, 4, 2);
-  add(sys.SYS_fstat, (c) => statDescriptor(context, c, c.int(0), 1), () => context.anyNode);
+  add(
+    sys.SYS_fstat,
+    (c) => statDescriptor(context, c, c.int(0), 1),
+    () => context.anyNode,
+  );
   const access = (nr: number, base: number | undefined, path: number, mode: number, flags: number | undefined): void =>
     add(
       nr,
@@ -107,7 +115,14 @@ function* statDescriptor(context: TreeContext, call: TrappedCall, fd: number, bu
   return node === undefined ? undefined : tell(call, buffer, statusOf(context, node));
 }
 
-function* statPath(context: TreeContext, call: TrappedCall, base: number, path: number, flags: number, buffer: number): Step<Outcome | undefined> {
+function* statPath(
+  context: TreeContext,
+  call: TrappedCall,
+  base: number,
+  path: number,
+  flags: number,
+  buffer: number,
+): Step<Outcome | undefined> {
   if (isSelf(call, path, flags)) {
     if (base !== AT_FDCWD) return yield* statDescriptor(context, call, base, buffer);
     return undefined;

@@ -54,7 +54,9 @@ export class ThreadView implements MachineView {
 
   /** Whether /sys and /dev are to it what they are to us: the tree covers those alone. */
   get seesTree(): boolean {
-    this.#sees ??= this.root === "/" || (this.root !== undefined && same(`/proc/${this.tid}/root/sys`, "/sys") && same(`/proc/${this.tid}/root/dev`, "/dev"));
+    this.#sees ??=
+      this.root === "/" ||
+      (this.root !== undefined && same(`/proc/${this.tid}/root/sys`, "/sys") && same(`/proc/${this.tid}/root/dev`, "/dev"));
     return this.#sees;
   }
 
