@@ -92,3 +92,19 @@ describe("who shows the BARs to a real process", () => {
     core.memoryLock.released = undefined;
   });
 });
+
+describe("with mapRegisters off", () => {
+  test("only memory can be mapped, and GET_REGION_INFO says so", () => {
+    const b = new Bench({ params: { mapRegisters: false } });
+    const fd = b.device();
+    const mappable = (index: number): boolean => {
+      const info = V.VfioRegionInfo.alloc({ argsz: V.VfioRegionInfo.size, index });
+      expect(b.ioctl(fd, V.VFIO_DEVICE_GET_REGION_INFO, info)).toBe(0);
+      return (info.flags & V.VFIO_REGION_INFO_FLAG_MMAP) !== 0;
+    };
+    expect([0, 2, 4].map(mappable)).toEqual([true, false, false]);
+    const map = (offset: bigint): bigint | Errno => b.run(b.process.sys.mmap(0n, 4096n, PROT_READ, MAP_SHARED, fd, offset));
+    expect(map(0n)).toBeTypeOf("bigint");
+    expect(map(4n << 40n)).toBe(EINVAL);
+  });
+});

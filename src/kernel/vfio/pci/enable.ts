@@ -96,6 +96,7 @@ function mapBars(vdev: VfioPciCoreDevice): void {
 function canMmap(vdev: VfioPciCoreDevice, bar: number): boolean {
   const res = vdev.pdev.resources[bar];
   if (res === undefined || vdev.pdev.nonMappableBars || !res.flags.mem || res.length === 0n) return false;
+  if (!vdev.mapRegisters && vdev.pdev.model.barMemory(bar) === undefined) return false;
   return res.length >= PAGE_SIZE_N || res.start % PAGE_SIZE_N === 0n;
 }
 

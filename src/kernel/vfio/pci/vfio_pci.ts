@@ -42,6 +42,12 @@ export interface VfioPciParams {
    * program may not rely on it: it asks for a region's offset.
    */
   readonly regionOffsetBase?: number;
+  /**
+   * False: only BARs that are plain memory can be mapped, which GET_REGION_INFO
+   * tells; registers are then read and written by calls. True by default, as in
+   * Linux.
+   */
+  readonly mapRegisters?: boolean;
 }
 
 const PLAIN: VfioPciOps = { getDmabufPhys: vfioPciCoreGetDmabufPhys };
@@ -117,6 +123,7 @@ function* probe(pdev: PciDev, name: string, params: VfioPciParams, pciOps: VfioP
   const vdev = new VfioPciCoreDevice(pdev.kernel, pdev, deviceOps(name), pciOps, params.regionOffsetBase);
   vdev.disableIdleD3 = params.disableIdleD3 === true;
   vdev.nointxmask = params.nointxmask === true;
+  vdev.mapRegisters = params.mapRegisters !== false;
   const p2p = pcimP2pdmaInit(pdev);
   const error = p2p !== undefined && p2p !== EOPNOTSUPP ? p2p : yield* register(vdev);
   if (error === undefined) return undefined;

@@ -136,6 +136,7 @@ export class VfioPciCoreDevice {
   /** Module parameters, as they were when it was bound. */
   disableIdleD3 = false;
   nointxmask = false;
+  mapRegisters = true;
   /** Enabling VFs goes through this driver. */
   sriovConfigured = false;
   /** VFs are enabled: the function must stay in D0; ML(W) to set. */
