@@ -353,6 +353,8 @@ export class Core implements Supervisor, CallHost {
   /** The handlers' answer; those before `first` are not concerned, and `first` is. */
   *#body(call: Call, handlers: readonly Registration[], first: number): Step<Outcome> {
     try {
+      // A real close returns when its release is done; that it may have to wait for a reset, nobody trapped.
+      yield* this.kernel.fs.releasesDone();
       for (let i = first; i < handlers.length; i++) {
         const r = handlers[i] as Registration;
         if (i > first && !concerns(r, call)) continue;

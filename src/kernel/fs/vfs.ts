@@ -13,6 +13,7 @@
 import { EACCES, EEXIST, EISDIR, ENOENT, ENOTDIR, ENXIO, EPERM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
+import { WaitQueue } from "../../sched/wait.ts";
 import {
   F_SEAL_SEAL,
   F_SEAL_SHRINK,
@@ -96,6 +97,7 @@ export class Vfs {
   #nextEventfd = 0;
   /** Files put where no task runs, in order. */
   readonly #delayed: File[] = [];
+  #released: WaitQueue | undefined = undefined;
 
   constructor(kernel: Kernel) {
     this.kernel = kernel;
@@ -165,6 +167,17 @@ export class Vfs {
     }
     this.#delayed.push(file);
     if (this.#delayed.length === 1) this.kernel.sched.spawn("delayed_fput", () => this.#releaseDelayed());
+  }
+
+  /**
+   * Waits until every file is released that was put where no task runs: for
+   * whoever comes after a close that was not a call of its own. May sleep.
+   */
+  *releasesDone(): Step<void> {
+    const last = this.#delayed.at(-1);
+    if (last === undefined) return;
+    this.#released ??= new WaitQueue(this.kernel.sched, "delayed_fput");
+    yield* this.#released.waitEvent(() => !this.#delayed.includes(last));
   }
 
   /** Puts a reference and, if it was the last, releases the file before it returns. Holds no lock. */
@@ -303,6 +316,7 @@ export class Vfs {
     for (let f = this.#delayed[0]; f !== undefined; f = this.#delayed[0]) {
       yield* this.#release(f);
       this.#delayed.shift();
+      this.#released?.wakeUp();
     }
   }
 }
