@@ -17,7 +17,18 @@ import { Vma } from "../kernel/mm/vma.ts";
 import { VfioPciCoreDevice } from "../kernel/vfio/pci/vfio_pci_core.ts";
 import { EACCES, EBADF, EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, EOVERFLOW, Errno } from "../lib/errno.ts";
 import type { Step } from "../sched/task.ts";
-import { MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_WRITE, S_IFMT, S_IFREG } from "../uapi/index.ts";
+import {
+  MAP_ANONYMOUS,
+  MAP_NORESERVE,
+  MAP_POPULATE,
+  MAP_PRIVATE,
+  MAP_SHARED,
+  MAP_SHARED_VALIDATE,
+  MAP_TYPE,
+  PROT_WRITE,
+  S_IFMT,
+  S_IFREG,
+} from "../uapi/index.ts";
 import { BarWindow } from "./bars.ts";
 import { Doorbells } from "./doorbells.ts";
 import {
@@ -201,11 +212,14 @@ export function registerDeviceFiles(supervisor: Supervisor): DeviceFiles {
   supervisor.observe({ begin: () => d.beforeCall() });
   const region = (arg: number): When => ({ kind: "high-half", arg, least: REGION_HIGH });
   const held = (call: TrappedCall, arg: number): boolean => supervisor.files.lookup(call.tid, call.int(arg)) !== undefined;
-  // Programs map few files shared, so an offset that is no region's is refused too, where it matters.
+  // Programs map few files so: an offset that is no region's is refused too, and the files that cannot be mapped at all.
   const mmap: Handler = Object.assign((call: TrappedCall) => d.mmap(call), {
     concerns: (call: TrappedCall) => (call.int(3) & MAP_ANONYMOUS) === 0 && held(call, 4),
   });
-  supervisor.handle(SYS_mmap, mmap, region(5), { kind: "bits", arg: 3, bits: MAP_SHARED });
+  const shared: When = { kind: "bits", arg: 3, bits: MAP_SHARED };
+  // As a program writes it; what the loader and malloc map privately has more flags, and goes by untouched.
+  const plainlyPrivate: When = { kind: "equals", arg: 3, values: [MAP_PRIVATE, MAP_PRIVATE | MAP_POPULATE, MAP_PRIVATE | MAP_NORESERVE] };
+  supervisor.handle(SYS_mmap, mmap, region(5), shared, plainlyPrivate);
   supervisor.handle(SYS_mremap, Object.assign(mremap, { concerns: grows }));
   const onFile = (nr: number, handler: Handler): void => {
     supervisor.handle(nr, Object.assign(handler, { concerns: (call: TrappedCall) => held(call, 0) }));

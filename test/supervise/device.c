@@ -67,6 +67,7 @@ static void memory(void)
 	printf("offset %llx size %llx\n", (unsigned long long)at, (unsigned long long)size);
 	printf("map past the end: %s\n", mapped(map(fd, at + size - 4096, 8192, MAP_SHARED)));
 	printf("map private: %s\n", mapped(map(fd, at, 4096, MAP_PRIVATE)));
+	printf("map private at offset 0: %s\n", mapped(map(fd, 0, 4096, MAP_PRIVATE)));
 	printf("map at offset 0: %s\n", mapped(map(fd, 0, 4096, MAP_SHARED)));
 	printf("map config space: %s\n", mapped(map(fd, region(fd, 7, 0), 4096, MAP_SHARED)));
 	volatile uint64_t *bar = map(fd, at, size, MAP_SHARED), *part = map(fd, at + 0x100000, 0x2000, MAP_SHARED);

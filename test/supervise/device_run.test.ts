@@ -49,6 +49,7 @@ describe.skipIf(!built)("a program that drives devices", () => {
     ["map past the end", "EINVAL"],
     ["map private", "EINVAL"],
     ["map at offset 0", "EINVAL"],
+    ["map private at offset 0", "EINVAL"],
     ["map config space", "EINVAL"],
     ["ftruncate", "EINVAL"],
     ["fallocate", "ENODEV"],
