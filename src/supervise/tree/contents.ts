@@ -34,10 +34,13 @@ const KEPT = O.O_ACCMODE | O.O_APPEND | O.O_NONBLOCK | O.O_DSYNC | O.O_SYNC | O.
 
 interface Open {
   readonly path: string;
-  /** Ours, through which the content is changed. */
-  readonly fd: number;
+  /** Ours, through which the content is changed; undefined where there is none to read. */
+  readonly fd: number | undefined;
+  readonly writable: boolean;
   content: Uint8Array;
 }
+
+const NOTHING = new Uint8Array();
 
 export class Contents {
   readonly #tree: Tree;
@@ -46,8 +49,7 @@ export class Contents {
   readonly #paths: string[] = [];
   /** By watch: what is open. */
   readonly #open: Map<number, Open> = new Map();
-  /** A file was opened to be written: until then no write can be one to the tree. */
-  anyWritable = false;
+  #writable = 0;
 
   constructor(tree: Tree) {
     this.#tree = tree;
@@ -77,29 +79,34 @@ export class Contents {
     return fd;
   }
 
+  /** Whether a write could be one to the tree: something is open to be written. */
+  get anyWritable(): boolean {
+    if (this.#writable > 0) this.drain();
+    return this.#writable > 0;
+  }
+
   /** A descriptor for the program, ours to close. */
   open(node: FileNode, flags: number): number | Errno {
     const access = flags & O.O_ACCMODE;
-    if (access !== O.O_RDONLY) this.anyWritable = true;
     const raw = memfdCreate(`barlink-sysfs:${this.#number(node.path)}`, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (raw instanceof Errno) return raw;
-    if (access === O.O_WRONLY) {
-      // One with positions takes what was served as well, so that its position moves on.
-      if (!node.binary) fcntl(raw, O.F_ADD_SEALS, SEALS);
-      const fd = reopenFd(raw, flags & KEPT);
-      closeFd(raw);
-      return fd;
-    }
-    const content = contentOf(node);
-    pwriteFd(raw, content, 0);
+    const readable = access !== O.O_WRONLY;
+    const content = readable ? contentOf(node) : NOTHING;
+    if (readable) pwriteFd(raw, content, 0);
+    // One with positions takes what was served as well, so that its position moves on.
+    else if (!node.binary) fcntl(raw, O.F_ADD_SEALS, SEALS);
     const fd = reopenFd(raw, flags & KEPT);
     const watch = fd instanceof Errno ? fd : this.#inotify.watchFd(fd, IN_CLOSE);
     if (watch instanceof Errno) {
-      // Without a watch it keeps what it said when it was opened.
       closeFd(raw);
-      return fd;
+      // Without a watch nothing would say when it is closed.
+      if (!(fd instanceof Errno)) closeFd(fd);
+      return watch;
     }
-    this.#open.set(watch, { path: node.path, fd: raw, content });
+    if (!readable) closeFd(raw);
+    const writable = access !== O.O_RDONLY;
+    if (writable) this.#writable++;
+    this.#open.set(watch, { path: node.path, fd: readable ? raw : undefined, writable, content });
     return fd;
   }
 
@@ -108,6 +115,7 @@ export class Contents {
     if (this.#open.size === 0) return;
     this.drain();
     for (const open of this.#open.values()) {
+      if (open.fd === undefined) continue;
       const node = this.#tree.lookup(open.path);
       if (node?.kind !== "file" || node.show === undefined) continue;
       const content = contentOf(node);
@@ -124,13 +132,14 @@ export class Contents {
       const open = this.#open.get(watch);
       if (open === undefined || (mask & (IN_CLOSE | IN_IGNORED)) === 0) return;
       this.#open.delete(watch);
-      closeFd(open.fd);
+      if (open.fd !== undefined) closeFd(open.fd);
+      if (open.writable) this.#writable--;
       if ((mask & IN_IGNORED) === 0) this.#inotify.unwatch(watch);
     });
   }
 
   close(): void {
-    for (const open of this.#open.values()) closeFd(open.fd);
+    for (const open of this.#open.values()) if (open.fd !== undefined) closeFd(open.fd);
     this.#open.clear();
     this.#inotify.close();
   }

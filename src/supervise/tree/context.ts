@@ -64,6 +64,11 @@ export class TreeContext {
     return this.#contents;
   }
 
+  /** The program has a file open for its content. */
+  get anyOpen(): boolean {
+    return (this.#contents?.count ?? 0) > 0;
+  }
+
   /** A write may be one to the tree. */
   get anyWritable(): boolean {
     return this.#contents?.anyWritable === true;
@@ -71,7 +76,7 @@ export class TreeContext {
 
   /** A descriptor may stand for a node: a file, a directory or an open device. */
   get anyNode(): boolean {
-    return this.anyDescriptor || (this.#contents?.count ?? 0) > 0 || this.anyWritable || this.supervisor.files.count > 0;
+    return this.anyDescriptor || this.anyOpen || this.anyWritable || this.supervisor.files.count > 0;
   }
 
   /** Brings what the program has of the tree in step with the kernel. */

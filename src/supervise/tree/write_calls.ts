@@ -1,5 +1,5 @@
 /**
- * write, pwrite64, writev, pwritev on files of the tree.
+ * write, pwrite64, writev, pwritev on files of the tree, and what else a descriptor of one is asked.
  *
  * Only short ones are trapped: nothing that sysfs takes is long. A write that
  * was not trapped meets a sealed file, and fails.
@@ -8,15 +8,15 @@
  */
 import { writeSync } from "node:fs";
 import { closeFd, pidfdGetFd } from "../../host/index.ts";
-import { EFAULT, ENODEV, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, ENODEV, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import * as O from "../../uapi/fcntl.ts";
 import * as sys from "../numbers.ts";
 import { answer, type Handler, type Outcome, type TrappedCall, type When } from "../types.ts";
 import type { TreeContext } from "./context.ts";
 
-/** Longest write that is trapped: a PCI address, a driver's name, a row of ids; a line of config space. */
-const LONGEST = 256;
+/** Longest write that is trapped: a PCI address, a driver's name, a row of ids; registers of config space. */
+const LONGEST = 64;
 /** Pieces of a vectored write that is trapped: a C library's buffer and what did not fit. */
 const MOST_PIECES = 4;
 /** One write takes a page at most. */
@@ -34,6 +34,14 @@ export function registerWrites(context: TreeContext): void {
   add(sys.SYS_pwrite64, (c) => write(context, c, contiguous(c), offset(c)), short);
   add(sys.SYS_writev, (c) => write(context, c, vectored(c), undefined), few);
   add(sys.SYS_pwritev, (c) => write(context, c, vectored(c), offset(c)), few);
+  const sparse: Handler = (c) => refuseHoles(context, c);
+  sparse.concerns = () => context.anyOpen;
+  context.supervisor.handle(sys.SYS_lseek, sparse, { kind: "equals", arg: 2, values: [O.SEEK_DATA, O.SEEK_HOLE] });
+}
+
+/** A file of sysfs tells of no holes. The memory file would: from its end to the size that stat says, and cp believes it. */
+function* refuseHoles(context: TreeContext, call: TrappedCall): Step<Outcome | undefined> {
+  return context.view(call).nodeOf(call.int(0))?.isContent === true ? answer(EINVAL) : undefined;
 }
 
 interface Piece {

@@ -76,6 +76,13 @@ out["too_long_is_loud"] = errno_of(lambda: os.write(w, b"x" * 5000))
 out["writev"] = os.writev(os.open(U, os.O_WRONLY), [b"0000:01", b":00.0", b"\n"])
 out["shell"] = subprocess.run("echo 0000:01:00.0 > %s && readlink %s/driver && exec 5> %s && echo 0000:01:00.0 >&5; echo $?; ls %s/driver 2>&1 | tail -c 10; echo 0000:01:00.0 > %s" % (B, D, U, D, B), shell=True, capture_output=True, text=True).stdout.split("\n")
 
+# Copies as cp makes them, which believes in holes.
+C = "/tmp/barlink-test-copy-%d" % os.getpid()
+subprocess.run(["cp", D + "/vendor", C])
+out["copied"] = read(C)
+os.unlink(C)
+out["tail"] = subprocess.run(["tail", "-n1", D + "/resource"], capture_output=True, text=True).stdout
+
 # Working directory.
 os.chdir("/sys/bus/pci/devices/0000:01:00.0")
 out["chdir"] = [os.getcwd(), read("device"), sorted(os.listdir("."))[0], errno_of(lambda: os.stat("nothing"))]
