@@ -2,7 +2,8 @@
  * The listener of a filter: which calls wait, and how they are answered (linux/seccomp.h).
  *
  * A notification stays pending, and its thread asleep, until it is answered or the thread dies. Each answer returns ENOENT
- * when the thread is gone: nothing is left to do then. Between `recv` and the answer, whatever was read of the target
+ * when the thread is gone: nothing is left to do then. A second answer is ENOENT too, or EINPROGRESS until the thread has
+ * taken the first. Between `recv` and the answer, whatever was read of the target
  * (by its pid, by /proc) is the target's only if `idValid` holds afterwards: pids are used again.
  */
 import type { Errno } from "../lib/errno.ts";

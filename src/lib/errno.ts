@@ -86,6 +86,7 @@ export const EADDRINUSE: Errno = define("EADDRINUSE", 98, "address already in us
 export const ENOBUFS: Errno = define("ENOBUFS", 105, "no buffer space");
 export const ETIMEDOUT: Errno = define("ETIMEDOUT", 110, "timed out");
 export const EALREADY: Errno = define("EALREADY", 114, "already under way");
+export const EINPROGRESS: Errno = define("EINPROGRESS", 115, "under way");
 export const ESTALE: Errno = define("ESTALE", 116, "stale handle");
 export const EDQUOT: Errno = define("EDQUOT", 122, "quota exceeded");
 export const ECANCELED: Errno = define("ECANCELED", 125, "cancelled");

@@ -47,6 +47,9 @@ function run(
   return { text, served };
 }
 
+/** What a second answer fails with: the first one has been taken, or not yet. */
+const answered = ["ENOENT", "EINPROGRESS"];
+
 const IOCTLS = `
 import fcntl
 def call(fd, cmd, arg):
@@ -86,8 +89,8 @@ describe("a listener", () => {
   it("says that an answered call is not there any more", () => {
     run("import os; os.getppid()", ["getppid"], (listener, call) => {
       listener.returnValue(call.id, 1n);
-      expect(failure(listener.returnErrno(call.id, ENOTTY))).toBe("ENOENT");
-      expect(failure(listener.continue(call.id))).toBe("ENOENT");
+      expect(answered).toContain(failure(listener.returnErrno(call.id, ENOTTY)));
+      expect(answered).toContain(failure(listener.continue(call.id)));
     });
   });
 
@@ -103,7 +106,7 @@ print(a, os.readlink(f"/proc/self/fd/{a}"), os.get_inheritable(a), os.readlink("
       expect(ok(listener.addFd(call.id, fd, { at: 57, cloexec: true }))).toBe(57);
       expect(failure(listener.addFd(call.id, 9999))).toBe("EBADF");
       inTarget = ok(listener.addFdSend(call.id, fd));
-      expect(failure(listener.addFdSend(call.id, fd))).toBe("ENOENT");
+      expect(answered).toContain(failure(listener.addFdSend(call.id, fd)));
     });
     closeFd(fd);
     expect(text).toBe(`${inTarget} /memfd:barlink:31 (deleted) True /memfd:barlink:31 (deleted) 1\n`);

@@ -232,8 +232,7 @@ describe("waiting", () => {
     expect(setChildSubreaper(true)).toBeUndefined();
     try {
       const [out, into] = ok(makePipe());
-      const code =
-        "import os,sys,time\nif os.fork()==0:\n  sys.stdout.write(str(os.getpid())); sys.stdout.flush(); time.sleep(0.2); os._exit(9)";
+      const code = "import os,sys,time\nif os.fork()==0:\n  os.write(1, b'%d' % os.getpid()); time.sleep(0.2); os._exit(9)";
       const { pid } = start(python(code, into));
       closeFd(into);
       const text = new Uint8Array(16);

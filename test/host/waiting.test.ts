@@ -137,7 +137,6 @@ describe("one mapping of a process", () => {
     const { pid } = start(python("import time; print(1, flush=True); time.sleep(100)", into));
     closeFd(into);
     ok(readFd(out, new Uint8Array(4)));
-    closeFd(out);
     const maps = ok(ProcessMaps.open(pid));
     const all = readMaps(pid) ?? [];
     expect(maps.all()).toEqual(all);
@@ -148,6 +147,7 @@ describe("one mapping of a process", () => {
     expect(maps.from(0n)).toEqual(mapped[0]);
     kill(pid, 9);
     waitPid(pid, { block: true });
+    closeFd(out);
     expect(maps.from(0n)).toBeUndefined();
     expect(maps.all()).toEqual([]);
     maps.close();
