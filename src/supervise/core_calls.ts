@@ -21,6 +21,9 @@ import { answer, CONTINUE, type Handler, type Outcome, type TrappedCall, type Wh
 /** iommufd and VFIO, dma-buf, dma-heap, udmabuf, sync files. */
 const IOCTL_TYPES = [..."; bHu>"].filter((c) => c !== " ").map((c) => c.charCodeAt(0));
 
+/** As short as what the tree takes, so that it costs no trap of its own. */
+const SHORT_WRITE = 256;
+
 export function registerCoreCalls(core: Core): void {
   /** For calls whose argument 0 is a descriptor of ours. */
   const onFile = (nr: number, body: (call: TrappedCall) => Step<Outcome | undefined>, ...when: When[]): void => {
@@ -28,6 +31,8 @@ export function registerCoreCalls(core: Core): void {
   };
   onFile(sys.SYS_ioctl, ioctl, { kind: "ioctl-type", arg: 1, types: IOCTL_TYPES });
   onFile(sys.SYS_lseek, lseek);
+  // Longer ones are not trapped: nothing here takes one, and they are most of what a program writes elsewhere.
+  onFile(sys.SYS_write, write, { kind: "at-most", arg: 2, most: SHORT_WRITE });
   onFile(sys.SYS_fcntl, fcntl, { kind: "equals", arg: 1, values: [F_GETFL, F_SETFL, F_ADD_SEALS, F_GET_SEALS] });
   onFile(sys.SYS_fstat, (c) => fstat(c, 1));
   onFile(sys.SYS_newfstatat, (c) => fstat(c, 2, 3), { kind: "bits", arg: 3, bits: AT_EMPTY_PATH });
@@ -40,6 +45,10 @@ export function registerCoreCalls(core: Core): void {
 
 function* ioctl(call: TrappedCall): Step<Outcome> {
   return answer(yield* call.process.sys.ioctl(call.int(0), Number(BigInt.asUintN(32, call.args[1] as bigint)), call.args[2] as bigint));
+}
+
+function* write(call: TrappedCall): Step<Outcome> {
+  return answer(yield* call.process.sys.write(call.int(0), call.args[1] as bigint, Number(call.args[2])));
 }
 
 function* lseek(call: TrappedCall): Step<Outcome> {

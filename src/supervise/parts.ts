@@ -4,6 +4,7 @@ import { registerCoreCalls } from "./core_calls.ts";
 import { registerDeviceFiles } from "./device_files.ts";
 import { registerMemory } from "./memory.ts";
 import type { RunOrder } from "./messages.ts";
+import { registerProcFiles } from "./proc_files.ts";
 import { StraceWriter } from "./strace.ts";
 import type { Core } from "./supervisor.ts";
 import { TraceFile } from "./trace_file.ts";
@@ -12,6 +13,7 @@ import { registerTree } from "./tree/index.ts";
 export function registerAll(core: Core, order: Pick<RunOrder, "strace" | "traceFile">): void {
   registerMemory(core);
   registerDeviceFiles(core);
+  registerProcFiles(core);
   registerTree(core);
   registerCoreCalls(core);
   if (order.strace) core.observe(new StraceWriter((line) => writeSync(2, `${line}\n`)));

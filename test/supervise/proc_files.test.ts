@@ -1,0 +1,54 @@
+/** Files of /proc that tell of the described machine: fdinfo of its files, interrupts of its IOMMU. */
+import { describe, expect, it } from "vitest";
+import { barlink, NOTHING_LEFT } from "./support.ts";
+
+/** What a shell script prints under barlink. */
+function shell(script: string): string {
+  const r = barlink(["--", "sh", "-c", script]);
+  expect(r).toMatchObject({ status: 0, err: NOTHING_LEFT });
+  return r.out;
+}
+
+describe("/proc/self/fdinfo", () => {
+  it("is the embedded kernel's for its files, inherited ones too, and the real one's for others", () => {
+    const out = shell("exec 5<>/dev/iommu 6</dev/null; cat /proc/self/fdinfo/5; echo; cat /proc/self/fdinfo/6");
+    const [ours, theirs] = out.split("\n\n");
+    expect(ours).toMatch(/^pos:\t0\nflags:\t0100002\nmnt_id:\t\d+\nino:\t\d+$/);
+    expect(theirs).toMatch(/^pos:\t0\nflags:\t0100000\n/);
+  });
+
+  it("names a device's place in sysfs", () => {
+    const out = shell("for f in /dev/vfio/devices/vfio*; do exec 5<>$f; cat /proc/thread-self/fdinfo/5; break; done");
+    expect(out).toMatch(/^vfio-device-syspath: \/sys\/devices\/pci0000:00\//m);
+  });
+
+  it("fails for a descriptor that is not open", () => {
+    expect(shell("cat /proc/self/fdinfo/77 2>/dev/null; echo $?")).toBe("1\n");
+  });
+});
+
+describe("/proc/interrupts", () => {
+  it("has the machine's IOMMU once, with a number per processor, below the real interrupts", () => {
+    const lines = shell("cat /proc/interrupts").split("\n");
+    const cpus = lines[0]?.match(/CPU\d+/g)?.length ?? 0;
+    const ours = lines.filter((l) => l.includes("dmar"));
+    expect(ours).toHaveLength(1);
+    expect(
+      ours[0]
+        ?.match(/^ *\d+:((?: +\d+)+) +DMAR-MSI +0-edge +dmar0$/)?.[1]
+        ?.trim()
+        .split(/ +/),
+    ).toHaveLength(cpus);
+  });
+
+  it("cannot be written", () => {
+    expect(shell("(echo x > /proc/interrupts) 2>/dev/null; echo $?")).not.toBe("0\n");
+  });
+});
+
+describe("write(2)", () => {
+  it("is refused by a file that takes none, as Linux refuses it", () => {
+    const out = shell("exec 5<>/dev/iommu; python3 -c 'import os\ntry: os.write(5, b\"x\")\nexcept OSError as e: print(e.errno)'");
+    expect(out).toBe("22\n");
+  });
+});
