@@ -31,6 +31,7 @@ import {
 } from "../uapi/index.ts";
 import { BarWindow } from "./bars.ts";
 import { Doorbells } from "./doorbells.ts";
+import { showFrames } from "./frame_window.ts";
 import {
   SYS_fallocate,
   SYS_ftruncate,
@@ -103,10 +104,10 @@ export class DeviceFiles {
     const error = file.ops.mmap(file, vma);
     if (error !== undefined) return answer(error);
     if (!(vma.privateData instanceof VfioPciCoreDevice)) {
-      // Other files keep their bytes in the memfd from the beginning.
+      const refused = showFrames(this.#supervisor, file, vma);
       vma.ops?.close?.(vma);
       vma.cache?.put();
-      return CONTINUE;
+      return refused === undefined ? CONTINUE : answer(refused);
     }
     const refused = this.#map(file, vma.privateData, offset);
     return refused === undefined ? CONTINUE : answer(refused);

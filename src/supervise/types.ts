@@ -59,8 +59,8 @@ export interface Handler {
   (call: TrappedCall): Step<Outcome | undefined>;
   /**
    * A quick test before anything else is done: false when the handler would
-   * surely say "not mine". It sees `call.nr`, `args`, `int`, `path` and `tid`
-   * only. An `openat` of an ordinary file ends here. Absent: always true.
+   * surely say "not mine". It sees `call.nr`, `args`, `int`, `path`, `tid` and
+   * `memory` only. An `openat` of an ordinary file ends here. Absent: always true.
    */
   concerns?: (call: TrappedCall) => boolean;
 }

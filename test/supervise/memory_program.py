@@ -177,6 +177,21 @@ unsealed = outcome(udmabuf, memfd)
 fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 results["udmabuf"] = [unsealed, os.readlink("/proc/self/fd/%d" % udmabuf(memfd)) != "", outcome(udmabuf, pipe)]
 
+# A buffer of the system heap: the program's mapping and the device see the same bytes.
+heap = os.open("/dev/dma_heap/system", os.O_RDWR)
+allocation = bytearray(struct.pack("=QIIQ", 3 * PAGE, 0, os.O_RDWR, 0))
+fcntl.ioctl(heap, 0xC0184800, allocation)
+buffer = struct.unpack("=QIIQ", allocation)[1]
+b = mmap(3 * PAGE, SHARED, buffer)
+poke(b + PAGE, "heap")
+b2 = mmap(3 * PAGE, SHARED, buffer)
+results["heap"] = [peek(b2 + PAGE, 4), peek(b, 4) == "\0" * 4, outcome(mmap, 4 * PAGE, SHARED, buffer), outcome(map_memory, b, PAGE, 0x500000)]
+munmap(b, 3 * PAGE)
+munmap(b2, 3 * PAGE)
+b = mmap(3 * PAGE, SHARED, buffer)
+results["heap"].append(peek(b + PAGE, 4))
+results["udmabuf"].append(outcome(mmap, 4 * PAGE, SHARED, udmabuf(memfd)))
+
 # A child's memory outlives the child, for the device.
 child = os.fork()
 if child == 0:

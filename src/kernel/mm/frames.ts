@@ -230,8 +230,17 @@ export class FrameAllocator {
     return made;
   }
 
-  /** Hands a live frame's bytes to `backing`, which must hold the same content already. */
-  adopt(pfn: Pfn, backing: FrameBacking): void {
+  /** True when something else holds the frame's bytes. */
+  isBacked(pfn: Pfn): boolean {
+    const b = this.#bytes[this.#liveIndex(pfn, "isBacked")];
+    return b !== undefined && !(b instanceof Uint8Array);
+  }
+
+  /**
+   * Hands a live frame's bytes to `backing`, which must hold the same content
+   * already. With none the frame has bytes of its own again, zeros.
+   */
+  adopt(pfn: Pfn, backing: FrameBacking | undefined): void {
     this.#bytes[this.#liveIndex(pfn, "adopt")] = backing;
   }
 

@@ -177,6 +177,10 @@ describe("frames", () => {
     k.frames.adopt(other, backing);
     k.frames.readFrame(other, 1, dst);
     expect(log.at(-1)).toBe("read 1");
+    expect(k.frames.isBacked(other)).toBe(true);
+    k.frames.adopt(other, undefined);
+    expect(k.frames.isBacked(other)).toBe(false);
+    expect(k.frames.bytes(other)[1]).toBe(0);
     k.frames.put(other);
   });
 
