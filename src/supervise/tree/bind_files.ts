@@ -20,6 +20,7 @@ import { checkUevent, lineOf, parseBoolean, parseHexFields, parseUnsigned, textO
 import type { FunctionAttributes, TreeState } from "./state.ts";
 
 const PAGE = 4096;
+const D3COLD = 4;
 
 /** The device a line names. ENODEV. */
 function deviceOf(kernel: Kernel, data: Uint8Array): PciDev | Errno {
@@ -278,7 +279,9 @@ export function config(dev: PciDev): Store {
     const end = Math.min(off + data.length, dev.cfgSize);
     const view = new DataView(data.buffer, data.byteOffset, data.length);
     const base = off;
-    yield* dev.pm.getSync();
+    // It is woken from D3cold only: in any other state config space answers.
+    dev.pm.getNoresume();
+    if (dev.currentState === D3COLD) yield* dev.pm.resume();
     while (off < end) {
       const left = end - off;
       const at = off - base;

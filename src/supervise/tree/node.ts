@@ -28,6 +28,8 @@ export interface FileNode extends Common {
   readonly size: number;
   /** What a reader finds; absent where nobody can read. */
   readonly show?: (() => string | Uint8Array) | undefined;
+  /** Waits until it can be read. */
+  readonly ready?: (() => Step<void>) | undefined;
   /** Takes what was written: how much of it, or why not. */
   readonly store?: Store | undefined;
   /** Bytes at positions, not a text: `position` counts. */

@@ -93,6 +93,7 @@ function* openNode(context: TreeContext, call: TrappedCall, node: Node, flags: n
     }
     case "file": {
       if (node.refuse !== undefined) return answer(node.refuse);
+      if (node.ready !== undefined) yield* node.ready();
       const fd = context.contents.open(node, flags);
       return fd instanceof Errno ? answer(fd) : give(fd, flags);
     }

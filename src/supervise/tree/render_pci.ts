@@ -160,6 +160,10 @@ function renderConfig(t: TreeBuilder, dev: PciDev, path: string): void {
       for (let off = 0; off < bytes.length; off += 4) view.setUint32(off, dev.configRead(off, 4), true);
       return bytes;
     },
+    // Not while a reset keeps config space closed.
+    *ready() {
+      yield* dev.userConfigRead(0, 4);
+    },
     store: store.config(dev),
   });
 }
