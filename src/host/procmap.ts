@@ -32,10 +32,10 @@ export class ProcessMaps {
     this.#fd = fd;
   }
 
-  /** ESRCH: the process is gone, or does not let itself be read. */
-  static open(pid: number): ProcessMaps | Errno {
+  /** Of a process, by one of its threads. ESRCH: they are gone, or do not let themselves be read. */
+  static open(pid: number, tid: number = pid): ProcessMaps | Errno {
     try {
-      return new ProcessMaps(openSync(`/proc/${pid}/maps`, "r"));
+      return new ProcessMaps(openSync(`/proc/${pid}/task/${tid}/maps`, "r"));
     } catch {
       return ESRCH;
     }

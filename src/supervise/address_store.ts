@@ -11,7 +11,7 @@ import { closeFd, preadFd, pwriteFd } from "../host/fd.ts";
 import { AT_FDCWD, openAt } from "../host/openat.ts";
 import type { Mapping } from "../host/proc.ts";
 import { ProcessMaps } from "../host/procmap.ts";
-import { PAGE_SHIFT } from "../lib/addr.ts";
+import { minN, PAGE_SHIFT } from "../lib/addr.ts";
 import { Errno } from "../lib/errno.ts";
 import type { LostReason } from "../trace/events/mm.ts";
 import { O_CLOEXEC, O_RDWR } from "../uapi/index.ts";
@@ -46,6 +46,25 @@ export class AddressStore implements PageStore, AddressedMemory {
     return outcome(this.#mem === undefined ? 0 : pwriteFd(this.#mem, src, address), src.length);
   }
 
+  /**
+   * Copies as the process itself could, by its mappings' protections, from or to
+   * `address`: the bytes NOT copied.
+   */
+  copy(address: bigint, buf: Uint8Array, write: boolean): number {
+    for (let done = 0; done < buf.length; ) {
+      const at = address + BigInt(done);
+      const m = this.mappingFrom(at);
+      if (m === undefined || m.start > at || !(write ? m.writable : m.readable)) return buf.length - done;
+      const n = Number(minN(m.end - at, BigInt(buf.length - done)));
+      const part = buf.subarray(done, done + n);
+      const r = this.#mem === undefined ? 0 : write ? pwriteFd(this.#mem, part, at) : preadFd(this.#mem, part, at);
+      const got = r instanceof Errno ? 0 : r;
+      done += got;
+      if (got < n) return buf.length - done;
+    }
+    return 0;
+  }
+
   read(page: number, offset: number, dst: Uint8Array): LostReason | undefined {
     return this.peek(addressOf(page, offset), dst);
   }
@@ -69,11 +88,12 @@ export class AddressStore implements PageStore, AddressedMemory {
 
   #open(): boolean {
     if (this.#mem !== undefined) return true;
-    const { tid, alive } = this.target;
+    const { pid, tid, alive } = this.target;
     if (!alive || this.#destroyed) return false;
-    const maps = ProcessMaps.open(tid);
+    // By both numbers: a thread's own may be another process's by now.
+    const maps = ProcessMaps.open(pid, tid);
     if (maps instanceof Errno) return false;
-    const mem = openAt(AT_FDCWD, `/proc/${tid}/mem`, O_RDWR | O_CLOEXEC);
+    const mem = openAt(AT_FDCWD, `/proc/${pid}/task/${tid}/mem`, O_RDWR | O_CLOEXEC);
     if (mem instanceof Errno) {
       maps.close();
       return false;

@@ -21,6 +21,10 @@ export function registerMemory(supervisor: Supervisor): RealMemory {
   const { hooks } = supervisor;
   supervisor.kernel.phys.addRam(PROGRAM_RAM_BASE, BigInt(totalmem()) & ~PAGE_MASK_N);
   const shared = new RealMemory(supervisor.kernel);
+  shared.caller = (target) => {
+    const call = supervisor.currentCall;
+    return call?.process.target === target ? call.tid : undefined;
+  };
   const foreign = new ForeignFiles(shared, (fd, callback) => supervisor.onReadable(fd, callback));
   const credentials = new WeakMap<SupervisedProcess, TargetCredentials>();
   hooks.memory = (_s, target) => new ProcessMemory(shared, target);

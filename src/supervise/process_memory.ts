@@ -3,7 +3,9 @@
  *
  * **Copies** (an ioctl's struct) go through process_vm_readv and _writev: page
  * protections count as they do for the process itself, and a copy stops at the
- * exact byte that cannot be accessed.
+ * exact byte that cannot be accessed. They go by the thread whose call is served,
+ * which waits for us: no number is as sure. A copy for another process than the
+ * caller's goes by its memory instead, and by the list of its mappings.
  *
  * **Pins.** Linux pins pages; from outside no page can be pinned, so a page is
  * pinned by name (`pins.ts`), and what may be pinned is decided as
@@ -101,13 +103,17 @@ export class ProcessMemory implements UserMemory {
 
   read(addr: bigint, dst: Uint8Array): number {
     if (!this.target.alive || addr >= TASK_END) return dst.length;
-    const n = readMemory(this.target.tid, addr, dst);
+    const tid = this.shared.caller(this.target);
+    if (tid === undefined) return this.#space.copy(addr, dst, false);
+    const n = readMemory(tid, addr, dst);
     return n instanceof Errno ? dst.length : dst.length - n;
   }
 
   write(addr: bigint, src: Uint8Array): number {
     if (!this.target.alive || addr >= TASK_END) return src.length;
-    const n = writeMemory(this.target.tid, addr, src);
+    const tid = this.shared.caller(this.target);
+    if (tid === undefined) return this.#space.copy(addr, src, true);
+    const n = writeMemory(tid, addr, src);
     return n instanceof Errno ? src.length : src.length - n;
   }
 
@@ -219,7 +225,7 @@ export class ProcessMemory implements UserMemory {
   }
 
   #readable(addr: bigint): boolean {
-    return readMemory(this.target.tid, addr, probe) === 1;
+    return this.read(addr, probe) === 0;
   }
 
   /** The file behind a shared mapping, with one more user, by the best way there is to it. */

@@ -61,6 +61,8 @@ export interface FileView {
 export class RealMemory {
   readonly kernel: Kernel;
   readonly budget: PinBudget = new PinBudget();
+  /** The thread to reach a process's memory by, if it waits for us now; undefined when it may be gone at any time. */
+  caller: (target: { readonly tid: number }) => number | undefined = (target) => target.tid;
   /** False once following /proc/PID/map_files was refused: it takes CAP_CHECKPOINT_RESTORE. */
   mapFiles = true;
   /** By device and inode. */

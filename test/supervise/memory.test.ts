@@ -64,7 +64,14 @@ function dmaRead(pfn: Pfn | undefined, n: number, offset = 0): string | undefine
 
 const dmaWrite = (pfn: Pfn | undefined, s: string, offset = 0): boolean => kernel.frames.writeFrame(pfn as Pfn, offset, bytes(s));
 
-describe("copies", () => {
+describe.each([
+  ["for the caller", true],
+  ["for another process than the caller's", false],
+])("copies %s", (_who, own) => {
+  beforeEach(() => {
+    if (!own) shared.caller = () => undefined;
+  });
+
   it("read and write the process's memory", async () => {
     const a = await addr("mmap(4 * PAGE)");
     await cpuWrite(a + 4090n, "across pages");
