@@ -17,6 +17,8 @@ export function endLike(end: Extract<RunMessage, { kind: "ended" }>): void {
   }
   const name = SIGNALS.get(end.status);
   if (name === undefined) process.exit(128 + end.status);
+  // Node ignores SIGPIPE and SIGXFSZ; the end of a listener puts the default action back.
+  if (name !== "SIGKILL" && name !== "SIGSTOP") process.on(name, () => {});
   process.removeAllListeners(name);
   setTimeout(() => process.exit(128 + end.status), SIGNAL_MS);
   process.kill(process.pid, name);

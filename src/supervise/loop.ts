@@ -3,7 +3,7 @@
  * process ends, or time is due, and ends when the last process has ended.
  */
 import { type ChildEvent, EPOLLHUP, EPOLLIN, Epoll, Listener, waitAny } from "../host/index.ts";
-import { Errno } from "../lib/errno.ts";
+import { EINTR, Errno } from "../lib/errno.ts";
 import { signalWaits } from "./signals.ts";
 import type { Core } from "./supervisor.ts";
 
@@ -78,6 +78,7 @@ export function runLoop(core: Core, listenerFd: number, programPid: () => number
   const pid = programPid();
   while (pid !== undefined && !ends.has(pid)) {
     const e = waitAny({ block: true });
+    if (e === EINTR) continue;
     if (e === undefined || e instanceof Errno) break;
     ends.set(e.pid, e);
   }
