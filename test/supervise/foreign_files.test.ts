@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { pollNow } from "../../src/host/nowait.ts";
 import { type EventfdCtx, eventfdCtxFromFile } from "../../src/kernel/fs/eventfd.ts";
@@ -250,6 +251,29 @@ it.skipIf(process.geteuid?.() !== 0)("another user's file of tmpfs, opened to be
   unpinFilePages(kernel, [...pfns, ...theirPfns]);
   put(theirs);
   put(file);
+});
+
+/** Huge pages that are free: tests that need one are skipped without (sysctl vm.nr_hugepages=4). */
+const hugePages = Number(/HugePages_Free:\s+(\d+)/.exec(readFileSync("/proc/meminfo", "latin1"))?.[1] ?? 0);
+
+describe.skipIf(hugePages < 2)("a memfd of huge pages (sysctl vm.nr_hugepages=4)", () => {
+  it("is read and written by devices, mapped or not", async () => {
+    const { fd, file } = await opened("memfd(4 << 20, 4)");
+    const pfns = pinFile(file, 511, 2) as Pfn[];
+    expect(kernel.frames.writeFrame(pfns[1] as Pfn, 4090, new TextEncoder().encode("huge"))).toBe(true);
+    const a = BigInt(await peer.ask(`mmap(4 << 20, RW, SHARED, ${fd})`));
+    expect(await peer.ask(`bytes.fromhex(peek(${a} + (2 << 20) + 4090, 4)).decode()`)).toBe("huge");
+    const memory = new ProcessMemory(shared, peer.target);
+    const mapped = memory.pin(a + 511n * 4096n, 2, true) as Pfn[];
+    expect(mapped).toEqual(pfns);
+    await peer.ask(`poke(${a} + 511 * PAGE, "41")`);
+    const dst = new Uint8Array(1);
+    expect([kernel.frames.readFrame(pfns[0] as Pfn, 0, dst), dst[0]]).toEqual([true, 0x41]);
+    memory.unpin(mapped, true);
+    memory.destroy();
+    unpinFilePages(kernel, pfns);
+    put(file);
+  });
 });
 
 describe("any other descriptor", () => {
