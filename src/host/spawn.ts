@@ -9,12 +9,12 @@
  * Between filter and end the worker is bound by the filter itself. Trapped calls of threads of this very process must be
  * answered with `continue`; results come through shared memory, so that none is needed to get them.
  */
-import type { Worker } from "node:worker_threads";
+import { MessageChannel, type MessagePort, type Worker } from "node:worker_threads";
 import { errnoOf } from "../lib/errno.ts";
 import { closeFd } from "./fd.ts";
 import { HostError } from "./host_error.ts";
 import { inheritedNofile } from "./rlimit.ts";
-import { RESULT_WORDS, type SpawnOrder, STAGE, WORD } from "./spawn_order.ts";
+import { CULPRIT, RESULT_WORDS, type SpawnOrder, type SpawnThreadData, STAGE, WORD } from "./spawn_order.ts";
 import { startWorker } from "./worker.ts";
 
 export interface SpawnOptions {
@@ -52,6 +52,8 @@ export class ProgramSpawn {
   readonly ended: Promise<void>;
   readonly #words: Int32Array;
   readonly #program: string;
+  /** The caller has the listener, and closes it. */
+  #taken = false;
 
   constructor(worker: Worker, words: Int32Array, program: string) {
     this.#words = words;
@@ -60,11 +62,12 @@ export class ProgramSpawn {
     worker.on("error", () => {});
   }
 
-  /** Blocks until the filter is in force, and returns the listener. Throws HostError. */
+  /** Blocks until the filter is in force, and returns the listener, which is the caller's to close from then on. Throws HostError. */
   waitListener(): number {
     this.#waitBeyond(STAGE.starting);
     const fd = this.#word(WORD.listener);
     if (fd < 0) this.#fail();
+    this.#taken = true;
     return fd;
   }
 
@@ -97,13 +100,13 @@ export class ProgramSpawn {
   #fail(): never {
     const errno = errnoOf(this.#word(WORD.errno));
     const listener = Atomics.exchange(this.#words, WORD.listener, -1);
-    if (listener >= 0) closeFd(listener);
+    if (listener >= 0 && !this.#taken) closeFd(listener);
     switch (this.#word(WORD.culprit)) {
-      case 0:
+      case CULPRIT.seccomp:
         throw new HostError("seccomp", errno, `cannot install the filter: ${errno.name}, ${errno.meaning}`);
-      case 1:
+      case CULPRIT.chdir:
         throw new HostError("chdir", errno, `cannot enter the folder that the program should start in: ${errno.name}`);
-      case 2:
+      case CULPRIT.execve:
         throw new HostError("execve", errno, `cannot run ${this.#program}: ${errno.name}, ${errno.meaning}`);
       default:
         throw new HostError("posix_spawn", errno, `cannot prepare the start of ${this.#program}: ${errno.name}, ${errno.meaning}`);
@@ -111,33 +114,66 @@ export class ProgramSpawn {
   }
 }
 
-/** Begins; the program may run before this returns. */
-export function startProgram(options: SpawnOptions): ProgramSpawn {
-  const words = new Int32Array(new SharedArrayBuffer(4 * RESULT_WORDS));
-  words[WORD.listener] = -1;
-  words[WORD.pid] = -1;
-  const order: SpawnOrder = {
-    words,
-    candidates: candidatesFor(options.program),
-    argv: options.argv ?? [options.program],
-    env: environment(options.env ?? process.env),
-    cwd: options.cwd,
-    fds: options.fds ?? [
-      [0, 0],
-      [1, 1],
-      [2, 2],
-    ],
-    filter: options.filter,
-    nofile: options.nofile ?? inheritedNofile(),
-    processGroup: options.processGroup,
-    session: options.session ?? false,
-  };
-  const worker = startWorker("./spawn_worker.ts", import.meta.url, { workerData: order });
-  worker.unref();
-  return new ProgramSpawn(worker, words, options.program);
+/**
+ * The thread that will start a program, itself started ahead: it takes some 40 ms to come up, while the caller does
+ * something else. For one program.
+ */
+export class ProgramStarter {
+  readonly #words: Int32Array = new Int32Array(new SharedArrayBuffer(4 * RESULT_WORDS));
+  readonly #port: MessagePort;
+  readonly #worker: Worker;
+
+  constructor() {
+    this.#words[WORD.listener] = -1;
+    this.#words[WORD.pid] = -1;
+    const { port1, port2 } = new MessageChannel();
+    this.#port = port1;
+    port1.unref();
+    const data: SpawnThreadData = { words: this.#words, port: port2 };
+    this.#worker = startWorker("./spawn_worker.ts", import.meta.url, { workerData: data, transferList: [port2] });
+    this.#worker.unref();
+  }
+
+  /** Begins; the program may run before this returns. */
+  start(options: SpawnOptions): ProgramSpawn {
+    const order: SpawnOrder = {
+      candidates: candidatesFor(options.program),
+      argv: options.argv ?? [options.program],
+      env: environment(options.env ?? process.env),
+      cwd: options.cwd,
+      fds: options.fds ?? STANDARD,
+      filter: options.filter,
+      nofile: options.nofile ?? inheritedNofile(),
+      processGroup: options.processGroup,
+      session: options.session ?? false,
+    };
+    if (Atomics.load(this.#words, WORD.ordered) !== 0) throw new RangeError("a starter starts one program");
+    this.#port.postMessage(order);
+    Atomics.store(this.#words, WORD.ordered, 1);
+    Atomics.notify(this.#words, WORD.ordered);
+    this.#port.close();
+    return new ProgramSpawn(this.#worker, this.#words, options.program);
+  }
+
+  /** Ends the thread, when there is nothing to start after all. */
+  async abandon(): Promise<void> {
+    await this.#worker.terminate();
+    this.#port.close();
+  }
 }
 
-/** Starts a program, and blocks until it runs (some 25 ms). Throws HostError. */
+const STANDARD: readonly (readonly [number, number])[] = [
+  [0, 0],
+  [1, 1],
+  [2, 2],
+];
+
+/** Begins; the program may run before this returns. */
+export function startProgram(options: SpawnOptions): ProgramSpawn {
+  return new ProgramStarter().start(options);
+}
+
+/** Starts a program, and blocks until it runs (some 60 ms; a `ProgramStarter` saves most of that). Throws HostError. */
 export function spawnProgram(options: SpawnOptions): SpawnedProgram & { readonly ended: Promise<void> } {
   const spawn = startProgram(options);
   return { ...spawn.wait(), ended: spawn.ended };

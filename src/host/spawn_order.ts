@@ -1,7 +1,13 @@
 /** What the spawning thread is told, and the words in shared memory by which it answers. */
+import type { MessagePort } from "node:worker_threads";
+
+/** What the thread begins with: the order comes by the port, at the latest when `WORD.ordered` is notified. */
+export interface SpawnThreadData {
+  readonly words: Int32Array;
+  readonly port: MessagePort;
+}
 
 export interface SpawnOrder {
-  readonly words: Int32Array;
   readonly candidates: readonly string[];
   readonly argv: readonly (string | Uint8Array)[];
   readonly env: readonly (string | Uint8Array)[];
@@ -14,8 +20,8 @@ export interface SpawnOrder {
 }
 
 export const RESULT_WORDS = 8;
-/** Which word holds what. `stage` is notified; the others are set before it moves. */
-export const WORD = { stage: 0, listener: 1, pid: 2, errno: 3, culprit: 4 } as const;
+/** Which word holds what. `stage` is notified; what it announces is set before it moves. `ordered` goes the other way: 1. */
+export const WORD = { stage: 0, listener: 1, pid: 2, errno: 3, culprit: 4, ordered: 5 } as const;
 export const STAGE = { starting: 0, filtered: 1, done: 2 } as const;
 /** What failed, in `WORD.culprit`. */
 export const CULPRIT = { seccomp: 0, chdir: 1, execve: 2, preparation: 3 } as const;

@@ -2,16 +2,24 @@
  * The thread that starts a program: see spawn.ts. Once the filter is in force it calls nothing that a filter of ours traps,
  * except at its end.
  */
-import { workerData } from "node:worker_threads";
+import { receiveMessageOnPort, workerData } from "node:worker_threads";
 import { EACCES, EINVAL, ENODEV, ENOENT, ENOEXEC, ENOTDIR, Errno, ESTALE, ETIMEDOUT, errnoOf } from "../lib/errno.ts";
 import { closeFd, dupFd } from "./fd.ts";
 import { addressOf, checkVoid, libcFunction, nr, putPath, reserve, syscall4 } from "./ffi.ts";
 import { getRlimit, RLIMIT_NOFILE, setRlimit } from "./rlimit.ts";
 import { installListener } from "./seccomp.ts";
-import { CULPRIT, type SpawnOrder, STAGE, WORD } from "./spawn_order.ts";
+import { CULPRIT, type SpawnOrder, type SpawnThreadData, STAGE, WORD } from "./spawn_order.ts";
 
-const order = workerData as SpawnOrder;
-const { words } = order;
+const { words, port } = workerData as SpawnThreadData;
+
+/** Sleeps until there is an order: not by an event of the port, because a thread that blocks may have sent it. */
+function takeOrder(): SpawnOrder {
+  Atomics.wait(words, WORD.ordered, 0);
+  const received = receiveMessageOnPort(port) as { message: SpawnOrder } | undefined;
+  port.close();
+  if (received === undefined) throw new RangeError("woken without an order");
+  return received.message;
+}
 
 const CLONE_FS = 0x200;
 const POSIX_SPAWN_SETPGROUP = 0x02;
@@ -62,7 +70,7 @@ function vector(strings: readonly (string | Uint8Array)[]): { address: number } 
   return { address };
 }
 
-function prepareAttributes(): void {
+function prepareAttributes(order: SpawnOrder): void {
   attrInit(attr.address);
   let flags = POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
   sigset.bytes.fill(0);
@@ -79,7 +87,7 @@ function prepareAttributes(): void {
 }
 
 /** Says which descriptors the child has; returns the copies to close afterwards. */
-function prepareDescriptors(): number[] | Errno {
+function prepareDescriptors(order: SpawnOrder): number[] | Errno {
   actionsInit(actions.address);
   const copies: number[] = [];
   // Sources first move out of the way of all targets; a dup2 onto itself clears FD_CLOEXEC.
@@ -99,14 +107,14 @@ function prepareDescriptors(): number[] | Errno {
 }
 
 /** As execvp: the next candidate after some failures, EACCES when nothing else came of it, a shell for a script without #!. */
-function execvp(candidates: readonly string[], argv: number, env: number): number | Errno {
+function execvp(candidates: readonly string[], argv: number, env: number, args: readonly (string | Uint8Array)[]): number | Errno {
   const passOver: readonly Errno[] = [EACCES, ENOENT, ESTALE, ENOTDIR, ENODEV, ETIMEDOUT];
   let last: Errno = ENOENT;
   let denied = false;
   for (const path of candidates) {
     let errno = spawnAt(path, argv, env);
     if (errno === ENOEXEC) {
-      const shell = vector(["/bin/sh", path, ...order.argv.slice(1)]);
+      const shell = vector(["/bin/sh", path, ...args.slice(1)]);
       errno = spawnAt("/bin/sh", shell.address, env);
     }
     if (errno === undefined) return pidOut.s32[0] as number;
@@ -125,10 +133,10 @@ function spawnAt(path: string, argv: number, env: number): Errno | undefined {
 }
 
 /** With the soft limit on descriptors that the child is to have: it is copied when the child is made. */
-function withNofile<T>(run: () => T): T {
-  const ours = order.nofile === undefined ? undefined : getRlimit(0, RLIMIT_NOFILE);
-  if (order.nofile === undefined || ours === undefined || ours instanceof Errno || order.nofile >= ours.soft) return run();
-  setRlimit(0, RLIMIT_NOFILE, { soft: order.nofile, hard: ours.hard });
+function withNofile<T>(soft: bigint | undefined, run: () => T): T {
+  const ours = getRlimit(0, RLIMIT_NOFILE);
+  if (soft === undefined || ours instanceof Errno || soft >= ours.soft) return run();
+  setRlimit(0, RLIMIT_NOFILE, { soft, hard: ours.hard });
   try {
     return run();
   } finally {
@@ -150,7 +158,7 @@ interface Outcome {
   readonly result: number | Errno;
 }
 
-function main(): Outcome {
+function main(order: SpawnOrder): Outcome {
   if (order.cwd !== undefined) {
     const failed = enterFolder(order.cwd);
     if (failed !== undefined) return { culprit: CULPRIT.chdir, result: failed };
@@ -160,8 +168,8 @@ function main(): Outcome {
   const candidates = there.length > 0 ? there : order.candidates.slice(-1);
   const argv = vector(order.argv);
   const env = vector(order.env);
-  prepareAttributes();
-  const copies = prepareDescriptors();
+  prepareAttributes(order);
+  const copies = prepareDescriptors(order);
   if (copies instanceof Errno) return { culprit: CULPRIT.preparation, result: copies };
   if (order.filter !== undefined) {
     const listener = installListener(order.filter);
@@ -169,7 +177,7 @@ function main(): Outcome {
     words[WORD.listener] = listener;
   }
   setStage(STAGE.filtered);
-  const pid = withNofile(() => execvp(candidates, argv.address, env.address));
+  const pid = withNofile(order.nofile, () => execvp(candidates, argv.address, env.address, order.argv));
   for (const fd of copies) closeFd(fd);
   actionsDestroy(actions.address);
   kept.length = 0;
@@ -184,7 +192,7 @@ function finish({ culprit, result }: Outcome): void {
 }
 
 try {
-  finish(main());
+  finish(main(takeOrder()));
 } catch {
   finish({ culprit: CULPRIT.preparation, result: EINVAL });
 }

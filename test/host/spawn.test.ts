@@ -7,8 +7,10 @@ import {
   closeFd,
   fcntl,
   HostError,
+  isOpen,
   Listener,
   makePipe,
+  ProgramStarter,
   parseStatus,
   readFd,
   readStat,
@@ -214,6 +216,27 @@ describe("a program", () => {
     });
     listener.close();
     expect(tids.size).toBeGreaterThanOrEqual(4);
+  });
+
+  it("can come from a thread that was started ahead, which starts one, or is abandoned", async () => {
+    const starter = new ProgramStarter();
+    // Long enough for it to be up; the order comes before or after that all the same.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500);
+    const spawn = starter.start({ program: "true" });
+    const { pid } = spawn.wait();
+    expect(() => starter.start({ program: "true" })).toThrow("a starter starts one program");
+    expect(ok(waitPid(pid, { block: true }))).toMatchObject({ kind: "exited", status: 0 });
+    await Promise.all([spawn.ended, new ProgramStarter().abandon()]);
+  });
+
+  it("leaves the listener to whoever has taken it, also when it cannot start", async () => {
+    const spawn = startProgram({ program: "/absent", filter: trapping("getppid") });
+    const listener = new Listener(spawn.waitListener());
+    expect(serve(listener, (call) => listener.continue(call.id))).toBe(0);
+    expect(errorOf(() => spawn.poll()).call).toBe("execve");
+    expect(isOpen(listener.fd)).toBe(true);
+    listener.close();
+    await spawn.ended;
   });
 
   it("leaves the O_NONBLOCK of the descriptors that it shares as it was", () => {
