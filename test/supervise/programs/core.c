@@ -129,6 +129,31 @@ static int forever(int nproc) {
 static void *leaderless(void *p) { int fd = (int)(long)p; usleep(30000); printf("leader gone: ioas %d\n", alloc(fd)); fflush(stdout); exit(0); }
 static int leader(void) { int fd = iommufd(0); pthread_t t; pthread_create(&t, 0, leaderless, (void *)(long)fd); pthread_exit(0); }
 
+/* getpriority of these is served by the test: it waits until somebody wakes, or a signal comes. */
+#define WAIT 9001
+#define WAKE 9002
+static long served(int what) { long r = syscall(SYS_getpriority, what, 0); return r < 0 ? -errno : r; }
+static void *waiter(void *p) { *(long *)p = served(WAIT); return 0; }
+
+static int blocked(void) {
+	pthread_t t; long r = 0; int fd = iommufd(0); pthread_create(&t, 0, waiter, &r); usleep(50000);
+	printf("others go on: ioas %d\n", alloc(fd)); printf("woken: %ld\n", served(WAKE)); pthread_join(t, 0); printf("waited: %ld\n", r); return 0;
+}
+
+static void *waker(void *p) { (void)p; usleep(300000); served(WAKE); return 0; }
+static int interrupted(int restart) {
+	struct sigaction sa = { .sa_handler = tick, .sa_flags = restart ? SA_RESTART : 0 }; sigaction(SIGALRM, &sa, 0);
+	sigset_t set; sigemptyset(&set); sigaddset(&set, SIGALRM); pthread_sigmask(SIG_BLOCK, &set, 0);
+	pthread_t t; pthread_create(&t, 0, waker, 0); pthread_sigmask(SIG_UNBLOCK, &set, 0);
+	struct itimerval it = { { 0, 0 }, { 0, 50000 } }; setitimer(ITIMER_REAL, &it, 0);
+	long r = served(WAIT); printf("%ld after %d ticks\n", r, (int)ticks); pthread_join(t, 0); return 0;
+}
+
+static int killed(void) {
+	pid_t p = fork(); if (p == 0) { served(WAIT); _exit(0); }
+	usleep(50000); kill(p, SIGKILL); int s; waitpid(p, &s, 0); printf("signal %d, nobody waits: %ld\n", WTERMSIG(s), served(WAKE)); return 0;
+}
+
 int main(int c, char **v) {
 	const char *m = c > 1 ? v[1] : ""; int n = c > 2 ? atoi(v[2]) : 0, k = c > 3 ? atoi(v[3]) : 0;
 	if (!strcmp(m, "one")) return one();
@@ -144,5 +169,8 @@ int main(int c, char **v) {
 	if (!strcmp(m, "orphan")) return orphan();
 	if (!strcmp(m, "forever")) return forever(n);
 	if (!strcmp(m, "leader")) return leader();
+	if (!strcmp(m, "blocked")) return blocked();
+	if (!strcmp(m, "interrupted")) return interrupted(n);
+	if (!strcmp(m, "killed")) return killed();
 	return 2;
 }
