@@ -87,6 +87,7 @@ describe("programs that walk the tree", () => {
         shell: ["../../../../bus/pci/drivers/vfio-pci", "0", "directory", ""].map((s) => expect.stringContaining(s)),
         copied: "0x1234\n",
         tail: `${Array(3).fill("0x0000000000000000").join(" ")}\n`,
+        merged: [true, [], true, "/dev", true, true, 13, true],
         chdir: [path, "0x11e8\n", "ari_enabled", 2],
         child: [path, "0x1234", "/sys/devices/pci0000:00/0000:00:03.0", "/", "1", ""],
         fchdir: [path, "0x11e8\n"],

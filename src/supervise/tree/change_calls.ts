@@ -219,12 +219,10 @@ function* chdir(context: TreeContext, call: TrappedCall): Step<Outcome | undefin
 
 /** The real kernel does it, our directories being real ones; what was kept of an earlier chdir no longer holds. */
 function* fchdir(context: TreeContext, call: TrappedCall): Step<Outcome | undefined> {
-  const place = context.view(call).descriptor(call.int(0));
-  if (place === undefined) return CONTINUE;
-  if (typeof place !== "string") {
-    if (place.kind !== "dir") return answer(ENOTDIR);
-    context.cwds.anyReal = true;
-  }
+  const start = context.view(call).descriptor(call.int(0));
+  if (start === undefined) return CONTINUE;
+  if (typeof start.place !== "string" && start.place.kind !== "dir") return answer(ENOTDIR);
+  if (start.detached) context.cwds.anyReal = true;
   context.cwds.forget(call.pid);
   return CONTINUE;
 }
@@ -232,9 +230,9 @@ function* fchdir(context: TreeContext, call: TrappedCall): Step<Outcome | undefi
 function* getcwd(context: TreeContext, call: TrappedCall): Step<Outcome | undefined> {
   let path = context.cwds.get(call.pid);
   if (path === undefined) {
-    const place = context.view(call).cwd;
-    if (place === undefined || typeof place === "string") return undefined;
-    path = place.path;
+    const start = context.view(call).cwd;
+    if (start === undefined || !start.detached) return undefined;
+    path = typeof start.place === "string" ? start.place : start.place.path;
   }
   const bytes = new TextEncoder().encode(`${path}\0`);
   if (BigInt(bytes.length) > (call.args[1] as bigint)) return answer(ERANGE);

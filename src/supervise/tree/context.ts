@@ -7,11 +7,11 @@ import type { Supervisor, TrappedCall } from "../types.ts";
 import { Contents } from "./contents.ts";
 import { WorkingDirectories } from "./cwds.ts";
 import type { Node } from "./node.ts";
-import { type Place, type Walked, type WalkOptions, walk } from "./paths.ts";
+import { type Walked, type WalkOptions, walk } from "./paths.ts";
 import { Shadow } from "./shadow.ts";
 import { claimFolder } from "./sweep.ts";
 import { Tree } from "./tree.ts";
-import { ThreadView, type TreeDescriptor } from "./view.ts";
+import { type Start, ThreadView, type TreeDescriptor } from "./view.ts";
 
 export const AT_FDCWD = -100;
 
@@ -21,6 +21,9 @@ export const AT_FDCWD = -100;
  * from outside that was there before the program ran, under another name.
  */
 const SUSPECT = /pci|vfio|iommu|udmabuf|dma_heap|\/fd\/|dev\/char|barlink/;
+
+/** A directory whose listing is the machine's and ours. */
+const MERGED = /^\/+(?:dev|sys\/+(?:bus|class(?:\/+misc)?|devices(?:\/+virtual(?:\/+misc)?)?|kernel|module|dev\/+char))(?:\/+\.?)*$/;
 
 /** Owner and permissions that the program gave a file, in place of root's and the kernel's. */
 export interface Ownership {
@@ -111,25 +114,42 @@ export class TreeContext {
     return dirfd === undefined || call.int(dirfd) === AT_FDCWD ? this.cwds.any : this.anyDescriptor;
   }
 
+  /** The same for an open, which may list a directory. */
+  suspectsOpen(call: TrappedCall, dirfd: number | undefined, path: number): boolean {
+    const text = call.path(path);
+    return typeof text === "string" && (MERGED.test(text) || this.suspects(call, dirfd, path));
+  }
+
   /**
    * Where a path leads; undefined when it is surely not ours. `base`: a
    * descriptor, or AT_FDCWD.
    */
   resolve(call: TrappedCall, base: number, path: string, options: WalkOptions): Walked | undefined {
-    const view = this.view(call);
-    if (!view.seesTree) return undefined;
-    const start: Place | undefined = path.startsWith("/") && options.resolve === undefined ? "/" : this.#start(view, base);
-    // A bad descriptor, or a place that has no name: the real kernel's to answer.
-    if (start === undefined) return undefined;
-    const walked = walk(this.tree, view, start, path, options);
-    return walked.kind === "machine" && !walked.escaped ? undefined : walked;
+    const walked = this.walk(call, base, path, options);
+    return walked?.kind === "machine" && !walked.escaped ? undefined : walked;
   }
 
-  #start(view: ThreadView, base: number): Place | undefined {
+  /** The same for a path of the machine's too. */
+  walk(call: TrappedCall, base: number, path: string, options: WalkOptions): Walked | undefined {
+    const view = this.view(call);
+    if (!view.seesTree) return undefined;
+    if (path.startsWith("/") && options.resolve === undefined) return walk(this.tree, view, "/", path, options);
+    const start = this.#start(view, base);
+    // A bad descriptor, or a place that has no name: the real kernel's to answer.
+    if (start === undefined) return undefined;
+    return walk(this.tree, view, start.place, path, { ...options, detached: start.detached });
+  }
+
+  #start(view: ThreadView, base: number): Start | undefined {
     if (base !== AT_FDCWD) return view.descriptor(base);
     const virtual = this.cwds.get(view.pid);
     if (virtual === undefined) return view.cwd;
-    return this.tree.lookup(virtual);
+    const place = this.tree.lookup(virtual);
+    return place === undefined ? undefined : { place, detached: true };
+  }
+
+  machineDirectory(path: string): boolean {
+    return this.tree.isMerged(path);
   }
 
   /** The node behind a descriptor of the caller's, an open device among them. */

@@ -25,7 +25,7 @@ export function registerOpens(context: TreeContext): void {
   const { supervisor } = context;
   const add = (nr: number, dirfd: number | undefined, path: number, read: (call: TrappedCall) => OpenRequest | undefined): void => {
     const handler: Handler = (call) => open(context, call, read(call));
-    handler.concerns = (call) => context.suspects(call, dirfd, path);
+    handler.concerns = (call) => context.suspectsOpen(call, dirfd, path);
     supervisor.handle(nr, handler);
   };
   add(sys.SYS_open, undefined, 0, (c) => request(AT_FDCWD, textOf(c, 0), c.int(1)));
@@ -51,8 +51,13 @@ function* open(context: TreeContext, call: TrappedCall, r: OpenRequest | undefin
   const { flags } = r;
   const exclusive = (flags & O.O_CREAT) !== 0 && (flags & O.O_EXCL) !== 0;
   const follow = (flags & O.O_NOFOLLOW) === 0 && !exclusive;
-  const found = context.resolve(call, r.base, r.path, r.resolve === undefined ? { follow } : { follow, resolve: r.resolve });
+  const found = context.walk(call, r.base, r.path, r.resolve === undefined ? { follow } : { follow, resolve: r.resolve });
   if (found === undefined || !call.valid()) return undefined;
+  if (found.kind === "machine") {
+    const both = merged(context, call, found.path, flags);
+    if (both !== undefined) return both;
+    if (!found.escaped) return undefined;
+  }
   if (r.resolve !== undefined && (r.resolve & RESOLVE_CACHED) !== 0) return answer(EAGAIN);
   switch (found.kind) {
     case "error":
@@ -105,6 +110,19 @@ function named(context: TreeContext, node: Node, flags: number): Outcome {
   context.shadow.sync();
   const fd = node.kind === "dir" ? context.shadow.openDirectory(node, flags) : context.contents.name(node.path);
   if (fd instanceof Errno) return answer(fd);
+  context.anyDescriptor = true;
+  return give(fd, flags);
+}
+
+/**
+ * A directory of the machine's in which something of ours is, to be listed;
+ * undefined when the machine's own will do: it has those names too, or the
+ * program only names it, or may not list it.
+ */
+function merged(context: TreeContext, call: TrappedCall, path: string, flags: number): Outcome | undefined {
+  if (!context.tree.isMerged(path) || (flags & (O.O_ACCMODE | O.O_CREAT | O.O_PATH)) !== 0) return undefined;
+  const fd = context.shadow.openMerged(path, `/proc/${call.tid}/root${path}`);
+  if (fd === undefined || fd instanceof Errno) return undefined;
   context.anyDescriptor = true;
   return give(fd, flags);
 }

@@ -15,7 +15,7 @@
  *
  * Source: fs/namei.c.
  */
-import { ELOOP, ENOENT, ENOTDIR, Errno, EXDEV } from "../../lib/errno.ts";
+import { ELOOP, ENOTDIR, Errno, EXDEV } from "../../lib/errno.ts";
 import { type DirNode, type Node, parentOf } from "./node.ts";
 
 /** Links that one walk may follow. */
@@ -43,6 +43,8 @@ export type Place = Node | string;
 export interface WalkOptions {
   /** A link at the end is followed. */
   readonly follow: boolean;
+  /** The start is a directory of the machine's, but its descriptor is one of ours: the real kernel cannot walk from it. */
+  readonly detached?: boolean;
   /** openat2's RESOLVE_* bits. */
   readonly resolve?: number;
 }
@@ -74,7 +76,7 @@ export function walk(tree: TreeView, machine: MachineView, start: Place, path: s
   const inRoot = (resolve & RESOLVE_IN_ROOT) !== 0;
   const mustBeDirectory = /\/\.{0,2}$/.test(path) || path === "." || path === "..";
   let at: Place = start;
-  let through = typeof start !== "string";
+  let through = typeof start !== "string" || options.detached === true;
   let crossed = false;
   let links = 0;
   if (path.startsWith("/")) {
@@ -181,6 +183,3 @@ function split(path: string): string[] {
 
 const placePath = (p: Place): string => (typeof p === "string" ? p : p.path);
 const samePlace = (a: Place, b: Place): boolean => placePath(a) === placePath(b);
-
-/** The errno for a name that is not there. */
-export const MISSING: Errno = ENOENT;

@@ -12,7 +12,7 @@
  * the folder's descriptor, through no link. What the program opens for its
  * content is in `contents.ts`, out of its reach.
  */
-import { mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { type Dirent, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import {
   closeFd,
   type FileStatus,
@@ -45,6 +45,8 @@ export class Shadow {
   #seen: string | undefined = undefined;
   /** What was looked up, until the tree changes. */
   readonly #statuses: Map<string, FileStatus> = new Map();
+  /** What the machine has in directories that list both. */
+  readonly #machine: Map<string, ReadonlyMap<string, Node>> = new Map();
   /** Empty character devices can be made there, so that a listing shows their kind. */
   #makesNodes = true;
 
@@ -81,6 +83,31 @@ export class Shadow {
     const failed = this.#make(node.path);
     if (failed !== undefined) return failed;
     return this.#open(node.path, (flags & KEPT) | O.O_DIRECTORY | O.O_NOFOLLOW | O.O_CLOEXEC);
+  }
+
+  /**
+   * A descriptor of a directory that lists what `real`, a directory of the
+   * machine's, has, and what is ours in it. undefined when there is nothing to
+   * add, or not everybody may list the real one.
+   */
+  openMerged(path: string, real: string): number | Errno | undefined {
+    const ours = this.#node(path);
+    if (ours === undefined) return undefined;
+    const found = statAt(AT_FDCWD, real, 0);
+    if (!(found instanceof Errno) && (found.mode & 0o005) !== 0o005) return undefined;
+    let entries: readonly Dirent[];
+    try {
+      entries = found instanceof Errno ? [] : readdirSync(real, { withFileTypes: true });
+    } catch {
+      return undefined;
+    }
+    const names = new Set(entries.map((e) => e.name));
+    if ([...ours.children.keys()].every((n) => names.has(n))) return undefined;
+    const children = new Map<string, Node>();
+    for (const e of entries) children.set(e.name, placeholder(`${path}/${e.name}`, real, e));
+    this.#machine.set(path, children);
+    const failed = this.#make(path) ?? this.#fill(ours);
+    return failed ?? this.#open(path, O.O_RDONLY | O.O_DIRECTORY | O.O_NOFOLLOW | O.O_CLOEXEC);
   }
 
   /** Brings the directories that were made up to date. */
@@ -125,11 +152,13 @@ export class Shadow {
   #fill(node: DirNode): Errno | undefined {
     const fd = this.#open(node.path, O.O_RDONLY | O.O_DIRECTORY | O.O_NOFOLLOW | O.O_CLOEXEC);
     if (fd instanceof Errno) return fd;
+    const machine = this.#machine.get(node.path);
+    const children = machine === undefined ? node.children : new Map([...machine, ...node.children]);
     try {
       const at = `/proc/self/fd/${fd}`;
       const there = new Map(readdirSync(at, { withFileTypes: true }).map((e) => [e.name, e]));
       for (const [name, entry] of there) {
-        const child = node.children.get(name);
+        const child = children.get(name);
         // A link may lead elsewhere than before: it is made anew.
         const stays = child !== undefined && child.kind !== "link" && entry.isDirectory() === (child.kind === "dir");
         if (stays) continue;
@@ -137,7 +166,7 @@ export class Shadow {
         there.delete(name);
         this.#forget(`${node.path}/${name}`);
       }
-      for (const [name, child] of node.children) if (!there.has(name)) this.#create(fd, name, child);
+      for (const [name, child] of children) if (!there.has(name)) this.#create(fd, name, child);
       return undefined;
     } catch (e) {
       return errnoOfException(e);
@@ -188,6 +217,17 @@ export class Shadow {
   #open(path: string, flags: number): number | Errno {
     return openAt(this.#fd, path === "/" ? "." : path.slice(1), flags, { resolve: RESOLVE });
   }
+}
+
+/** What shows of a file of the machine's in a listing: its name and kind. */
+function placeholder(path: string, real: string, e: Dirent): Node {
+  if (e.isDirectory()) return { kind: "dir", path, mode: 0o755, children: new Map() };
+  if (e.isCharacterDevice() || e.isBlockDevice()) return { kind: "char", path, mode: 0o600, major: 0, minor: 0 };
+  if (e.isSymbolicLink()) {
+    const text = readLinkAt(AT_FDCWD, `${real}/${e.name}`);
+    if (!(text instanceof Errno)) return { kind: "link", path, text };
+  }
+  return { kind: "file", path, mode: 0o444, size: 0, binary: false };
 }
 
 function makeDirectory(parent: number, name: string): Errno | undefined {

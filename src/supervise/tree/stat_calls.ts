@@ -4,7 +4,16 @@
  * Device and inode numbers are those of the private folder, so that a file is
  * the same by any path and by its descriptor; everything else is the node's.
  */
-import { AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, arch, encodeStat, encodeStatx, type FileStatus, readLinkAt } from "../../host/index.ts";
+import {
+  AT_EMPTY_PATH,
+  AT_SYMLINK_NOFOLLOW,
+  arch,
+  encodeStat,
+  encodeStatx,
+  type FileStatus,
+  readLinkAt,
+  statAt,
+} from "../../host/index.ts";
 import { EFAULT, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import * as sys from "../numbers.ts";
@@ -112,7 +121,10 @@ function tell(call: TrappedCall, buffer: number, status: FileStatus | Errno): Ou
 
 function* statDescriptor(context: TreeContext, call: TrappedCall, fd: number, buffer: number): Step<Outcome | undefined> {
   const node = context.nodeOfDescriptor(call, fd);
-  return node === undefined ? undefined : tell(call, buffer, statusOf(context, node));
+  if (node !== undefined) return tell(call, buffer, statusOf(context, node));
+  const start = context.anyDescriptor ? context.view(call).descriptor(fd) : undefined;
+  if (start === undefined || !start.detached || typeof start.place !== "string") return undefined;
+  return tell(call, buffer, statAt(AT_FDCWD, `/proc/${call.tid}/root${start.place}`, 0));
 }
 
 function* statPath(
@@ -208,7 +220,7 @@ function descriptorLink(context: TreeContext, call: TrappedCall, text: string): 
   const link = readLinkAt(AT_FDCWD, `/proc/${pid}/fd/${fd}`);
   if (link instanceof Errno) return undefined;
   const known = context.nodeOfLink(link);
-  if (known !== undefined) return known.node === undefined ? `${known.path} (deleted)` : known.path;
+  if (known !== undefined) return known.node === undefined && !context.tree.isMerged(known.path) ? `${known.path} (deleted)` : known.path;
   return pid === call.tid ? call.fd(Number(fd))?.path : undefined;
 }
 

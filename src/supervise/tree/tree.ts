@@ -15,7 +15,7 @@ import { renderGroups } from "./render_groups.ts";
 import { renderPci } from "./render_pci.ts";
 import { newTreeState, type TreeState } from "./state.ts";
 
-export const MOUNTS: readonly string[] = [
+const MOUNTS: readonly string[] = [
   "/dev/dma_heap",
   "/dev/iommu",
   "/dev/udmabuf",
@@ -57,6 +57,9 @@ const above: ReadonlySet<string> = new Set(
     }
   }),
 );
+
+/** Directories of the machine's that hold one of our mounts: their listing is both. */
+const merged: ReadonlySet<string> = new Set([...MOUNTS.map(parentOf), BY_NUMBER.slice(0, -1)].filter((d) => !mounts.has(d)));
 
 export class Tree {
   readonly kernel: Kernel;
@@ -112,6 +115,11 @@ export class Tree {
     if (mounts.has(path)) return true;
     if (!path.startsWith(BY_NUMBER)) return false;
     return this.current !== undefined && this.#numbers.has(path.slice(BY_NUMBER.length));
+  }
+
+  /** A directory of the machine's in which something of ours is. */
+  isMerged(path: string): boolean {
+    return merged.has(path);
   }
 
   /** A directory of the machine's on the way to ours: it is a directory, whatever else the machine says. */

@@ -24,7 +24,16 @@ export interface TreeDescriptor {
   readonly isContent: boolean;
 }
 
+/** Where a relative path begins. */
+export interface Start {
+  readonly place: Place;
+  /** See `WalkOptions.detached`. */
+  readonly detached: boolean;
+}
+
 export interface ShadowView {
+  /** The directory of the machine's that one of ours stands for. */
+  machineDirectory(path: string): boolean;
   /** The node a path of the private folder, or the link of one of our memory files, stands for. */
   nodeOfLink(link: string): TreeDescriptor | undefined;
 }
@@ -88,7 +97,7 @@ export class ThreadView implements MachineView {
   }
 
   /** Where a descriptor leads: a node, a directory of the machine, or nowhere that a path can start from. */
-  descriptor(fd: number): Place | undefined {
+  descriptor(fd: number): Start | undefined {
     const link = readLinkAt(AT_FDCWD, `/proc/${this.tid}/fd/${fd}`);
     return link instanceof Errno ? undefined : this.#place(link);
   }
@@ -107,7 +116,7 @@ export class ThreadView implements MachineView {
   }
 
   /** The working directory. */
-  get cwd(): Place | undefined {
+  get cwd(): Start | undefined {
     const link = readLinkAt(AT_FDCWD, `/proc/${this.tid}/cwd`);
     return link instanceof Errno ? undefined : this.#place(link);
   }
@@ -125,11 +134,12 @@ export class ThreadView implements MachineView {
     );
   }
 
-  #place(link: string): Place | undefined {
+  #place(link: string): Start | undefined {
     const known = this.#shadow.nodeOfLink(link);
-    if (known !== undefined) return known.node;
+    if (known?.node !== undefined) return { place: known.node, detached: true };
+    if (known !== undefined) return this.#shadow.machineDirectory(known.path) ? { place: known.path, detached: true } : undefined;
     const path = this.#inRoot(link);
-    return path.startsWith("/") && !path.endsWith(" (deleted)") ? path : undefined;
+    return path.startsWith("/") && !path.endsWith(" (deleted)") ? { place: path, detached: false } : undefined;
   }
 
   /** A path that /proc writes from our root, from the thread's. */

@@ -83,6 +83,20 @@ out["copied"] = read(C)
 os.unlink(C)
 out["tail"] = subprocess.run(["tail", "-n1", D + "/resource"], capture_output=True, text=True).stdout
 
+# Directories that hold what is ours and what is the machine's.
+f = os.open("/dev", os.O_RDONLY)
+listed = os.listdir(f)
+out["merged"] = [
+    all(n in listed for n in ("null", "iommu", "vfio", "udmabuf")),
+    [n for n in listed if listed.count(n) > 1],
+    os.fstat(f) == os.stat("/dev"),
+    os.readlink("/proc/self/fd/%d" % f),
+    os.stat("null", dir_fd=f).st_rdev == os.stat("/dev/null").st_rdev,
+    os.stat("iommu", dir_fd=f).st_rdev == os.stat("/dev/iommu").st_rdev,
+    errno_of(lambda: os.open("null", os.O_WRONLY, dir_fd=f)),
+    "vfio-dev" in os.listdir("/sys/class"),
+]
+
 # Working directory.
 os.chdir("/sys/bus/pci/devices/0000:01:00.0")
 out["chdir"] = [os.getcwd(), read("device"), sorted(os.listdir("."))[0], errno_of(lambda: os.stat("nothing"))]
