@@ -1,10 +1,11 @@
-/** `npm run bench -- [pagetables|areas|boot|run] [options]`: all of them when none is named. */
+/** `npm run bench -- [pagetables|areas|boot|host|run] [options]`: all of them when none is named. */
 import * as areas from "./areas.ts";
 import * as boot from "./boot.ts";
+import * as host from "./host.ts";
 import * as pagetables from "./pagetables.ts";
 import * as runs from "./run.ts";
 
-const suites: Readonly<Record<string, { run(args: string[]): unknown }>> = { pagetables, areas, boot, run: runs };
+const suites: Readonly<Record<string, { run(args: string[]): unknown }>> = { pagetables, areas, boot, host, run: runs };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {
