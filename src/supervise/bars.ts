@@ -12,7 +12,10 @@
  *   not answer) shows an image, which `RegisterImage` keeps in step.
  *
  * A revoke truncates the memfd: every mapping of every process then raises
- * SIGBUS. What was in it waits in the model until memory can be reached again.
+ * SIGBUS. What was in it, up to the last store that went through, waits in the
+ * model until memory can be reached again. Then it is written in ascending
+ * order, each page before the file's end passes it: nobody sees a page without
+ * its content.
  * Whether it can is looked at whenever a writer releases ML, so that a reset
  * that ends with memory reachable is not seen at all: in Linux an access in
  * between would have waited.
@@ -20,9 +23,10 @@
  * Nothing here maps the memfd: the program can truncate it, and an access of
  * ours would then be our end.
  */
-import { preadFd, pwriteFd } from "../host/fd.ts";
-import { ftruncateFd, punchHole } from "../host/memfd.ts";
+import { closeFd, preadFd, pwriteFd } from "../host/fd.ts";
+import { ftruncateFd, memfdCreate, punchHole } from "../host/memfd.ts";
 import { nextData } from "../host/sparse.ts";
+import { type FilePiece, truncateKeeping } from "../host/steal.ts";
 import type { BarMemory, BarStore } from "../kernel/pci/pci_model.ts";
 import type { VfioPciCoreDevice } from "../kernel/vfio/pci/vfio_pci_core.ts";
 import { Errno } from "../lib/errno.ts";
@@ -33,6 +37,8 @@ const wholePages = (n: number): number => Math.ceil(n / PAGE) * PAGE;
 
 /** A range of a memfd. What lies past the file's end (the program truncated it) reads as zeros. */
 export class MemfdStore implements BarStore {
+  /** What there was when the memfd was truncated: read instead of it, until `clear`. */
+  kept: readonly FilePiece[] | undefined = undefined;
   readonly #fd: number;
   readonly #base: number;
   readonly #length: number;
@@ -44,6 +50,10 @@ export class MemfdStore implements BarStore {
   }
 
   read(offset: number, dst: Uint8Array): void {
+    if (this.kept !== undefined) {
+      readKept(this.kept, this.#base + offset, dst);
+      return;
+    }
     let done = 0;
     while (done < dst.length) {
       const n = preadFd(this.#fd, done === 0 ? dst : dst.subarray(done), this.#base + offset + done);
@@ -54,18 +64,22 @@ export class MemfdStore implements BarStore {
   }
 
   write(offset: number, src: Uint8Array): void {
-    for (let done = 0; done < src.length; ) {
-      const n = pwriteFd(this.#fd, done === 0 ? src : src.subarray(done), this.#base + offset + done);
+    const length = Math.min(src.length, this.#length - offset);
+    for (let done = 0; done < length; ) {
+      const n = pwriteFd(this.#fd, src.subarray(done, length), this.#base + offset + done);
       if (n instanceof Errno) throw new Error(`the memory of a BAR cannot be written: ${n.name}, ${n.meaning}`);
       done += n;
     }
   }
 
   clear(): void {
+    this.kept = undefined;
     punchHole(this.#fd, this.#base, wholePages(this.#length));
   }
 
   *data(): Generator<{ readonly offset: number; readonly length: number }, void, void> {
+    for (const { start, bytes } of this.kept ?? []) yield { offset: start - this.#base, length: bytes.length };
+    if (this.kept !== undefined) return;
     const end = this.#base + this.#length;
     for (let at = this.#base; at < end; ) {
       const run = nextData(this.#fd, at);
@@ -74,6 +88,28 @@ export class MemfdStore implements BarStore {
       yield { offset: run.start - this.#base, length: to - run.start };
       at = to;
     }
+  }
+}
+
+let longEnough = 0;
+
+/** Whether the host lets us make a file of so many bytes, tried on another: EFBIG under RLIMIT_FSIZE. */
+function tooLong(bytes: number): Errno | undefined {
+  if (bytes <= longEnough) return undefined;
+  const fd = memfdCreate("barlink-length");
+  if (fd instanceof Errno) return fd;
+  const error = ftruncateFd(fd, bytes);
+  closeFd(fd);
+  if (error === undefined) longEnough = bytes;
+  return error;
+}
+
+function readKept(pieces: readonly FilePiece[], at: number, dst: Uint8Array): void {
+  dst.fill(0);
+  for (const { start, bytes } of pieces) {
+    const from = Math.max(start, at);
+    const to = Math.min(start + bytes.length, at + dst.length);
+    if (from < to) dst.set(bytes.subarray(from - start, to - start), from - at);
   }
 }
 
@@ -90,6 +126,8 @@ const REGISTERS: Source = { what: "registers", moves: false };
 /** One BAR that is, or was, mapped. */
 class MappedBar {
   readonly store: MemfdStore;
+  /** Its range of the memfd, whole pages. */
+  readonly start: number;
   readonly end: number;
   readonly #vdev: VfioPciCoreDevice;
   readonly #bar: number;
@@ -104,6 +142,7 @@ class MappedBar {
     const base = Number(vdev.regionOffset(bar));
     const size = this.#size;
     this.store = new MemfdStore(memfd, base, size);
+    this.start = base;
     this.end = base + wholePages(size);
   }
 
@@ -126,6 +165,12 @@ class MappedBar {
       this.#image = new RegisterImage(this.#vdev.pdev.fn, this.#bar, this.store);
       this.#doorbells.add(this.#image);
     }
+  }
+
+  /** Runs of the memfd that hold memory, if it is memory that is shown. */
+  *held(): Generator<{ readonly start: number; readonly end: number }, void, void> {
+    if (this.#source?.moves !== true) return;
+    for (const { offset, length } of this.store.data()) yield { start: this.start + offset, end: this.start + offset + length };
   }
 
   /** Carries out what was stored and not seen yet, wherever it is. */
@@ -191,13 +236,13 @@ export class BarWindow {
     if (!this.#bars.has(bar)) {
       const mapped = new MappedBar(this.vdev, bar, this.#memfd, this.#doorbells);
       this.#bars.set(bar, mapped);
-      if (this.#shown) {
-        const error = this.#grow();
-        if (error !== undefined) {
-          this.#bars.delete(bar);
-          return error;
-        }
+      const error = tooLong(mapped.end);
+      if (error !== undefined) {
+        this.#bars.delete(bar);
+        return error;
       }
+      if (this.#shown) this.#quietly(() => mapped.show(false));
+      if (this.#shown) this.#grow();
     }
     this.#settle(false);
     return undefined;
@@ -228,28 +273,39 @@ export class BarWindow {
         if (this.#shown) this.#hide();
         return;
       }
-      if (!this.#shown) {
-        const error = this.#grow();
-        if (error !== undefined) return;
-        this.#shown = true;
-        this.#trace("shown");
-      }
-      for (const bar of this.#bars.values()) bar.show(changed);
+      for (const bar of this.#inOrder()) bar.show(changed);
+      if (this.#shown) return;
+      // The content is there: the end of the file may pass what is left of it, zeros.
+      this.#grow();
+      this.#shown = true;
+      this.#trace("shown");
     });
   }
 
   #hide(): void {
     if (!this.#shown) return;
     this.#shown = false;
-    for (const bar of this.#bars.values()) bar.hide();
-    ftruncateFd(this.#memfd, 0);
+    const bars = this.#inOrder();
+    const kept = truncateKeeping(
+      this.#memfd,
+      bars.flatMap((bar) => [...bar.held()]),
+    );
+    for (const bar of bars) {
+      bar.store.kept = kept.filter((piece) => piece.start >= bar.start && piece.start < bar.end);
+      bar.hide();
+      bar.store.kept = undefined;
+    }
     this.#trace("revoked");
   }
 
-  #grow(): Errno | undefined {
+  #inOrder(): MappedBar[] {
+    return [...this.#bars.values()].sort((a, b) => a.start - b.start);
+  }
+
+  #grow(): void {
     let size = 0;
     for (const bar of this.#bars.values()) size = Math.max(size, bar.end);
-    return ftruncateFd(this.#memfd, size);
+    ftruncateFd(this.#memfd, size);
   }
 
   #quietly(action: () => void): void {

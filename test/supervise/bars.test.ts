@@ -241,6 +241,60 @@ describe.skipIf(mapper() === undefined)("a revoke", () => {
     expect(await p.read(r, 8, 4)).toBe(0x10400n);
   });
 
+  it("keeps the last store that went through, however close it came", async () => {
+    const d = enabled("ivshmem");
+    const p = b.program(d);
+    const m = await b.map(d, p, MEMORY);
+    // Much to be kept behind it, so that there is time for stores.
+    for (let at = 0x20_0000; at < 16 << 20; at += 65536) d.dev.fn.barWrite(MEMORY, at, new Uint8Array(65536).fill(1));
+    for (let i = 0; i < 10; i++) {
+      const last = p.ask(`h ${m} ${0x10_0000 + 8 * i}`);
+      await sleep(5);
+      b.command(d, 0, MEM);
+      const count = BigInt(await last);
+      expect(count).toBeGreaterThan(0n);
+      b.command(d, MEM);
+      expect(await p.read(m, 0x10_0000 + 8 * i)).toBe(count);
+    }
+  });
+
+  it("ends with each page's content there before the page is", async () => {
+    const d = enabled("nvme");
+    const p = b.program(d);
+    const low = await b.map(d, p, MEMORY);
+    const registers = await b.map(d, p, REGISTERS);
+    b.write32(d, REGISTERS, 0xe04, 1);
+    const high = await b.map(d, p, 4);
+    const chunk = new Uint8Array(65536).fill(0x77);
+    for (let at = 0; at < 2 << 20; at += chunk.length) d.dev.fn.barWrite(MEMORY, at, chunk);
+    for (let at = 0; at < 16 << 20; at += chunk.length) d.dev.fn.barWrite(4, at, chunk);
+    for (const [mapping, offset, want] of [
+      [low, 0x1f_f000, 0x7777_7777_7777_7777n],
+      [high, 0xff_f000, 0x7777_7777_7777_7777n],
+      [high, 0, 0x7777_7777_7777_7777n],
+      [registers, 8, 0x10400n],
+    ] as const) {
+      b.command(d, 0, MEM);
+      const first = p.ask(`l ${mapping} ${offset}`);
+      await sleep(2);
+      b.command(d, MEM);
+      expect(BigInt(await first)).toBe(want);
+    }
+  });
+
+  it("keeps every page", async () => {
+    const d = enabled("ivshmem");
+    expect(b.mmap(d, b.regionOffset(MEMORY), 4096n)).toBeUndefined();
+    for (let at = 0; at < 16 << 20; at += 4096) d.dev.fn.barWrite(MEMORY, at, Uint8Array.of(at >> 12, 1));
+    b.command(d, 0, MEM);
+    b.command(d, MEM);
+    const got = new Uint8Array(2);
+    for (let at = 0; at < 16 << 20; at += 4096) {
+      d.dev.fn.barRead(MEMORY, at, got);
+      if (got[0] !== ((at >> 12) & 0xff) || got[1] !== 1) throw new Error(`lost at ${at}`);
+    }
+  });
+
   it("keeps 16 MiB", async () => {
     const d = enabled("ivshmem");
     const p = b.program(d);

@@ -7,6 +7,8 @@
 //                        stores, then loads until (value & MASK) == WANT: microseconds, or TIMEOUT
 //   n MAPPING OFF COUNT GAP_US
 //                        stores 1..COUNT to a 4-byte place, GAP_US apart: ok
+//   h MAPPING OFF        stores 1, 2, 3, … until it gets SIGBUS: the last that went through
+//   l MAPPING OFF        loads until it gets no SIGBUS: 0x...
 //   f                    forks: the child answers from now on
 //   c                    closes descriptor 3
 #include <errno.h>
@@ -95,6 +97,18 @@ int main(void)
 			}
 			puts("ok");
 			break;
+		case 'h': {
+			static volatile uint64_t last;
+			last = 0;
+			if (sigsetjmp(env, 1)) { printf("0x%llx\n", (unsigned long long)last); break; }
+			for (;;) { store(maps[a[0]].p + a[1], 8, last + 1); last++; }
+		}
+		case 'l': {
+			uint64_t start = now_ns();
+			if (sigsetjmp(env, 1) && now_ns() - start > 5000000000ull) { puts("SIGBUS"); break; }
+			printf("0x%llx\n", (unsigned long long)load(maps[a[0]].p + a[1], 8));
+			break;
+		}
 		case 'f': {
 			int pid = fork();
 			if (pid == 0) { printf("%d\n", getpid()); break; }

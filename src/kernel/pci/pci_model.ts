@@ -151,7 +151,7 @@ export interface BarMemory {
   write(offset: number, src: Uint8Array): void;
   /**
    * From now on the bytes are kept in `store`, which is all zeros and to which
-   * those that are here move; undefined: here again. Absent: the memory cannot
+   * those that are here move, in ascending order; undefined: here again. Absent: the memory cannot
    * be kept elsewhere.
    */
   moveTo?(store: BarStore | undefined): void;
@@ -271,7 +271,7 @@ export class SparseMemory implements BarMemory {
       from.clear();
     }
     if (store === undefined) return;
-    for (const [index, chunk] of this.#chunks) store.write(index * CHUNK, chunk);
+    for (const index of [...this.#chunks.keys()].sort((a, b) => a - b)) store.write(index * CHUNK, this.#chunks.get(index) as Uint8Array);
     this.#chunks.clear();
     this.#store = store;
   }
