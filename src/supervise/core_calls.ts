@@ -21,6 +21,8 @@ import { answer, CONTINUE, type Handler, type Outcome, type TrappedCall, type Wh
 /** iommufd and VFIO, dma-buf, dma-heap, udmabuf, sync files. */
 const IOCTL_TYPES = [..."; bHu>"].filter((c) => c !== " ").map((c) => c.charCodeAt(0));
 
+/** Bytes of the widest register: what a program would read that took a device for a plain file. */
+const REGISTER = 8;
 /** As short as what the tree takes, so that it costs no trap of its own. */
 const SHORT_WRITE = 256;
 
@@ -31,7 +33,8 @@ export function registerCoreCalls(core: Core): void {
   };
   onFile(sys.SYS_ioctl, ioctl, { kind: "ioctl-type", arg: 1, types: IOCTL_TYPES });
   onFile(sys.SYS_lseek, lseek);
-  // Longer ones are not trapped: nothing here takes one, and they are most of what a program writes elsewhere.
+  // Longer ones are not trapped: nothing here takes one, and they are most of what a program reads and writes elsewhere.
+  onFile(sys.SYS_read, read, { kind: "at-most", arg: 2, most: REGISTER });
   onFile(sys.SYS_write, write, { kind: "at-most", arg: 2, most: SHORT_WRITE });
   onFile(sys.SYS_fcntl, fcntl, { kind: "equals", arg: 1, values: [F_GETFL, F_SETFL, F_ADD_SEALS, F_GET_SEALS] });
   onFile(sys.SYS_fstat, (c) => fstat(c, 1));
@@ -45,6 +48,10 @@ export function registerCoreCalls(core: Core): void {
 
 function* ioctl(call: TrappedCall): Step<Outcome> {
   return answer(yield* call.process.sys.ioctl(call.int(0), Number(BigInt.asUintN(32, call.args[1] as bigint)), call.args[2] as bigint));
+}
+
+function* read(call: TrappedCall): Step<Outcome> {
+  return answer(yield* call.process.sys.read(call.int(0), call.args[1] as bigint, Number(call.args[2])));
 }
 
 function* write(call: TrappedCall): Step<Outcome> {

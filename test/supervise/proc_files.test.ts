@@ -46,9 +46,15 @@ describe("/proc/interrupts", () => {
   });
 });
 
-describe("write(2)", () => {
-  it("is refused by a file that takes none, as Linux refuses it", () => {
-    const out = shell("exec 5<>/dev/iommu; python3 -c 'import os\ntry: os.write(5, b\"x\")\nexcept OSError as e: print(e.errno)'");
-    expect(out).toBe("22\n");
+describe("read(2) and write(2)", () => {
+  it("are refused by files that have nothing to read and take nothing, as Linux refuses them", () => {
+    const program = `import glob, os
+def errno(call):
+    try: return call()
+    except OSError as e: return e.errno
+for path in ["/dev/iommu", "/dev/vfio/vfio", sorted(glob.glob("/dev/vfio/devices/vfio*"))[0]]:
+    fd = os.open(path, os.O_RDWR)
+    print(errno(lambda: os.read(fd, 8)), errno(lambda: os.write(fd, b"x")), errno(lambda: os.lseek(fd, 0, 0)))`;
+    expect(shell(`python3 -c '${program}'`)).toBe("22 22 29\n22 22 29\n22 22 29\n");
   });
 });
