@@ -5,7 +5,9 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import struct
+import sys
 import time
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -33,7 +35,7 @@ def munmap(addr, length):
 
 
 def peek(addr, n):
-    return ctypes.string_at(addr, n).decode()
+    return ctypes.string_at(addr, n).decode(errors="replace")
 
 
 def poke(addr, text):
@@ -100,6 +102,22 @@ def map_file(fd, start, length, iova):
 def unmap(iova, length):
     return call(iommufd, 0x86, "IQQ", ioas, iova, length)[3]
 
+
+if sys.argv[1:] == ["killed"]:
+    # A child dies with private pages pinned; then this program does.
+    child = os.fork()
+    if child == 0:
+        lost = mmap(2 * PAGE)
+        poke(lost, "gone")
+        map_memory(lost, 2 * PAGE, 0x600000)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    other = mmap(PAGE)
+    map_memory(other, PAGE, 0x200000)
+    edu.fetch(0x600000, 4)
+    edu.store(0x200000, 4)
+    print(json.dumps([peek(other, 4) == "gone", unmap(0x600000, 2 * PAGE)]), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 # Private memory: what the device reads, and what it writes.
 a = mmap(4 * PAGE)

@@ -56,3 +56,11 @@ it.each([
   },
   60_000,
 );
+
+it("what a killed process had pinned is lost aloud, and nothing is left of the killed", () => {
+  const command = ["--import", "tsx", "src/cli/main.ts", "run", "--debug", "--", "python3", program, "killed"];
+  const r = spawnSync(process.execPath, command, { cwd: folder, encoding: "utf8", timeout: 55_000 });
+  expect({ signal: r.signal, stdout: r.stdout }).toEqual({ signal: "SIGKILL", stdout: "[false, 8192]\n" });
+  expect(r.stderr).toMatch(/^barlink: a device reached for a page of process \d+ that barlink does not have any more \(exited\)/);
+  expect(r.stderr).toContain("nothing is left in the embedded kernel");
+}, 60_000);
