@@ -1,10 +1,11 @@
-/** `npm run conformance -- [golden|hostile|p2p|pagetables] [options]`: all of them when none is named. */
+/** `npm run conformance -- [dpor|golden|hostile|p2p|pagetables] [options]`: all of them when none is named. */
+import * as dpor from "./dpor.ts";
 import * as golden from "./golden.ts";
 import * as hostile from "./hostile.ts";
 import * as p2p from "./p2p_run.ts";
 import * as pagetables from "./pagetables.ts";
 
-const suites: Readonly<Record<string, { run(args: string[]): number | Promise<number> }>> = { golden, hostile, p2p, pagetables };
+const suites: Readonly<Record<string, { run(args: string[]): number | Promise<number> }>> = { dpor, golden, hostile, p2p, pagetables };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {

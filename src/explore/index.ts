@@ -1,0 +1,18 @@
+export { type AbstractThread, abstractProgram, lock, type Op, read, unlock, update, write } from "./abstract.ts";
+export { exploreOptimal } from "./dpor.ts";
+export {
+  type Counts,
+  dependent,
+  type Execution,
+  type Footprint,
+  type OnRun,
+  type Outcome,
+  type Program,
+  type Run,
+  type Violation,
+} from "./program.ts";
+export { replay, type Shrunk, shrink } from "./replay.ts";
+export { formatSchedule, parseSchedule } from "./schedule.ts";
+export { type Choose, drive, exploreAll, explorePct, exploreRandom } from "./search.ts";
+export { traceOf } from "./trace_key.ts";
+export { type WaitFor, waitCycle } from "./wait_for.ts";

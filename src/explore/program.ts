@@ -1,0 +1,107 @@
+/**
+ * What is explored: a program of threads that take steps, started afresh for
+ * every schedule, and what a step says of itself.
+ *
+ * A step's footprint is all that orders it against steps of other threads: the
+ * shared objects it touched, and how. Two steps are dependent when both touch
+ * one object and at least one writes it; runs that differ only in the order of
+ * independent steps are one trace and are told apart by no one.
+ *
+ * A lock counts as written by whoever takes and by whoever releases it (as read,
+ * when it was taken for reading). A thread that stands before a lock that it
+ * cannot have is not enabled: waiting is no step.
+ */
+
+/** What one step did. */
+export interface Footprint {
+  /** Objects touched: number of the object × 2, plus 1 when it was written. */
+  readonly accesses: readonly number[];
+  /** Number of the lock that the step took; -1 for none. */
+  readonly acquired: number;
+  /** The step could not have been taken while another held that lock. */
+  readonly blocking: boolean;
+  /** Numbers of the locks that it released. */
+  readonly released: readonly number[];
+  /** Threads that could not run before this step and can after it, other than by a lock's release. */
+  readonly woke: readonly number[];
+}
+
+export const reads = (object: number): number => object * 2;
+export const writes = (object: number): number => object * 2 + 1;
+
+/** True when the order of the two steps can matter. */
+export function dependent(a: Footprint, b: Footprint): boolean {
+  const p = a.accesses;
+  const q = b.accesses;
+  for (let i = 0; i < p.length; i++) {
+    const x = p[i] as number;
+    for (let k = 0; k < q.length; k++) {
+      const y = q[k] as number;
+      if (x === y ? (x & 1) === 1 : (x ^ y) === 1) return true;
+    }
+  }
+  return false;
+}
+
+/** One run, from the program's first state on. Threads are numbered from 0. */
+export interface Execution {
+  /** Threads there are, finished ones included; may grow. */
+  readonly threads: number;
+  /** Threads that can take a step now, in ascending order; empty at the end of the run. */
+  enabled(): readonly number[];
+  /** Takes the next step of an enabled thread. What goes wrong in it ends the run, and is told by `finish`. */
+  step(thread: number): Footprint;
+  /** For a thread that waits for a lock: the footprint of the taking alone. */
+  pending(thread: number): Footprint | undefined;
+  /** Called once, when nothing is enabled: what came of the run. */
+  finish(): Outcome;
+}
+
+/** The end of a run. */
+export interface Outcome {
+  /** The final state, in a word that equals another's exactly when the states do. */
+  readonly state: string;
+  readonly violation?: Violation | undefined;
+}
+
+/** Something that must not happen, and did. */
+export interface Violation {
+  readonly kind: "deadlock" | "lockdep" | "bug" | "invariant";
+  readonly message: string;
+}
+
+export interface Program {
+  readonly name: string;
+  /**
+   * The objects that a thread's next step touches depend on the thread alone,
+   * not on what others did since its last step. True of programs whose steps
+   * are single operations.
+   */
+  readonly exact: boolean;
+  start(): Execution;
+}
+
+/** A complete run, as the strategies report it. */
+export interface Run {
+  /** Thread of each step. */
+  readonly schedule: readonly number[];
+  readonly outcome: Outcome;
+}
+
+/** What a strategy counts. */
+export interface Counts {
+  /** Complete runs. */
+  executions: number;
+  /** Runs given up because all that they could go on with is covered elsewhere. */
+  blocked: number;
+  /** Steps of complete runs. */
+  steps: number;
+  violations: number;
+  /** Nothing within the strategy's bound is left. */
+  exhausted: boolean;
+}
+
+export const newCounts = (): Counts => ({ executions: 0, blocked: 0, steps: 0, violations: 0, exhausted: false });
+
+/** Told of each run; true ends the search. */
+export type OnRun = (run: Run, counts: Counts) => boolean | undefined;
