@@ -42,6 +42,8 @@ export class Shadow {
   readonly #fd: number;
   /** Directories made, by path. */
   readonly #made: Set<string> = new Set(["/"]);
+  /** What is ours in each of them, as it was made last. */
+  readonly #filled: Map<string, string> = new Map();
   #seen: string | undefined = undefined;
   /** What was looked up, until the tree changes. */
   readonly #statuses: Map<string, FileStatus> = new Map();
@@ -119,7 +121,7 @@ export class Shadow {
     for (const path of [...this.#made].sort()) {
       const node = this.#node(path);
       if (node === undefined) this.#made.delete(path);
-      else this.#fill(node);
+      else if (this.#filled.get(path) !== signature(node)) this.#fill(node);
     }
   }
 
@@ -167,6 +169,7 @@ export class Shadow {
         this.#forget(`${node.path}/${name}`);
       }
       for (const [name, child] of children) if (!there.has(name)) this.#create(fd, name, child);
+      this.#filled.set(node.path, signature(node));
       return undefined;
     } catch (e) {
       return errnoOfException(e);
@@ -217,6 +220,13 @@ export class Shadow {
   #open(path: string, flags: number): number | Errno {
     return openAt(this.#fd, path === "/" ? "." : path.slice(1), flags, { resolve: RESOLVE });
   }
+}
+
+/** Changes with what a listing of the directory shows. */
+function signature(node: DirNode): string {
+  let out = "";
+  for (const [name, child] of node.children) out += `${name}\0${child.kind === "link" ? child.text : child.kind}\0`;
+  return out;
 }
 
 /** What shows of a file of the machine's in a listing: its name and kind. */
