@@ -1,16 +1,15 @@
 /**
  * The calls that the core serves itself: on descriptors of the embedded
- * kernel's files, opens of its device nodes by their names, and those it only
- * watches.
+ * kernel's files, and those it only watches.
  *
  * What a call means is the embedded kernel's business (`kernel/fs/syscalls.ts`);
  * here its arguments are taken from the registers. What reads, writes and maps
- * a device's regions is in `device_files.ts`.
+ * a device's regions is in `device_files.ts`, and what takes paths in `tree/`.
  */
 import { AT_EMPTY_PATH, encodeStat, encodeStatx } from "../host/index.ts";
 import { EFAULT, ENOSYS, Errno } from "../lib/errno.ts";
 import type { Step } from "../sched/task.ts";
-import { F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_SETFL, O_CREAT, O_LARGEFILE, O_PATH, O_TRUNC, O_WRONLY } from "../uapi/index.ts";
+import { F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_SETFL } from "../uapi/index.ts";
 import { Call } from "./call.ts";
 import * as sys from "./numbers.ts";
 import type { ServedProcess } from "./processes.ts";
@@ -41,7 +40,6 @@ export function registerCoreCalls(core: Core): void {
   onFile(sys.SYS_newfstatat, (c) => fstat(c, 2, 3), { kind: "bits", arg: 3, bits: AT_EMPTY_PATH });
   onFile(sys.SYS_statx, (c) => fstat(c, 4, 2), { kind: "bits", arg: 2, bits: AT_EMPTY_PATH });
 
-  registerOpens(core);
   for (const nr of [sys.SYS_execve, sys.SYS_execveat]) core.handle(nr, watchExec);
   core.handle(sys.SYS_io_uring_setup, ioUring(core));
 }
@@ -79,37 +77,6 @@ function* fstat(call: TrappedCall, buffer: number, flags?: number): Step<Outcome
   const status = hostStatus(s, process.geteuid?.() ?? 0, process.getegid?.() ?? 0);
   const bytes = call.nr === sys.SYS_statx ? encodeStatx(status) : encodeStat(status);
   return answer(call.memory.write(call.args[buffer] as bigint, bytes) > 0 ? EFAULT : 0);
-}
-
-function registerOpens(core: Core): void {
-  const opens: [nr: number, pathArg: number, flags: (c: TrappedCall) => number | undefined][] = [
-    [sys.SYS_open, 0, (c) => c.int(1)],
-    [sys.SYS_openat, 1, (c) => c.int(2)],
-    [sys.SYS_creat, 0, () => O_CREAT | O_WRONLY | O_TRUNC],
-    [sys.SYS_openat2, 1, openat2Flags],
-  ];
-  for (const [nr, pathArg, flagsOf] of opens) {
-    const handler: Handler = function* (call): Step<Outcome | undefined> {
-      const path = call.path(pathArg);
-      const flags = flagsOf(call);
-      if (path instanceof Errno || flags === undefined || !call.valid()) return undefined;
-      if ((flags & O_PATH) !== 0) return undefined;
-      const file = yield* core.kernel.fs.openPath(path, flags | O_LARGEFILE);
-      return file instanceof Errno ? answer(file) : { kind: "file", file, flags };
-    };
-    handler.concerns = (call) => {
-      const path = call.path(pathArg);
-      return typeof path === "string" && path.startsWith("/dev/") && core.kernel.fs.devices.has(path) && path !== "/dev/null";
-    };
-    core.handle(nr, handler);
-  }
-}
-
-/** The flags in openat2's struct; undefined when it cannot be read, which the real kernel then tells. */
-function openat2Flags(call: TrappedCall): number | undefined {
-  const how = new Uint8Array(8);
-  if (call.memory.read(call.args[2] as bigint, how) > 0) return undefined;
-  return Number(BigInt.asUintN(32, new DataView(how.buffer).getBigUint64(0, true))) | 0;
 }
 
 function* watchExec(call: TrappedCall): Step<Outcome> {

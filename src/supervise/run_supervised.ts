@@ -2,7 +2,7 @@
 import { appendFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { readMachine } from "../client/machine_file.ts";
-import { HostError, kill, type ProgramStarter, setChildSubreaper } from "../host/index.ts";
+import { closeFd, HostError, type ProgramStarter, pidfdSendSignal, setChildSubreaper } from "../host/index.ts";
 import { ENOENT } from "../lib/errno.ts";
 import { boot } from "../machine/boot.ts";
 import { MachineError } from "../machine/schema.ts";
@@ -39,7 +39,10 @@ function refusal(e: unknown): RunMessage {
 export async function superviseProgram(order: RunOrder, starter: ProgramStarter, tell: (m: RunMessage) => void): Promise<void> {
   let core: Core;
   try {
-    const kernel = boot(readMachine(order.machine), { vfioPci: { regionOffsetBase: REGION_OFFSET_BASE }, selftest: order.selftest });
+    const kernel = boot(readMachine(order.machine), {
+      vfioPci: { regionOffsetBase: REGION_OFFSET_BASE, mapRegisters: order.registerMaps },
+      selftest: order.selftest,
+    });
     core = new Core(kernel, { selftest: order.selftest, debug: order.debug, directory: order.directory, warn });
     registerAll(core, order);
   } catch (e) {
@@ -51,7 +54,7 @@ export async function superviseProgram(order: RunOrder, starter: ProgramStarter,
     tell(serve(core, order, starter, tell));
   } catch (e) {
     // Without us the program's calls fail in ways it never met.
-    for (const p of core.registry) kill(p.target.pid, SIGKILL);
+    for (const p of core.registry) pidfdSendSignal(p.target.pidfd, SIGKILL);
     tell(refusal(e));
   }
 }
@@ -72,6 +75,7 @@ function serve(core: Core, order: RunOrder, starter: ProgramStarter, tell: (m: R
   };
   const { end } = runLoop(core, listenerFd, programPid);
   const left = core.finish();
+  closeFd(listenerFd);
   if (left.size > 0) {
     warn(`internal error: the embedded kernel still holds ${[...left].map(([what, n]) => `${n} × ${what}`).join(", ")}`);
   } else if (order.debug) warn("nothing is left in the embedded kernel");

@@ -174,6 +174,12 @@ export class Core implements Supervisor, CallHost {
   /** Takes up closes, moves virtual time on, and runs what that wakes. */
   catchUp(): void {
     this.files.drain();
+    if (this.files.overflowed) {
+      this.warnOnce(
+        "overflow",
+        "the real kernel lost news of closed files (fs.inotify.max_queued_events): some are released at the end only",
+      );
+    }
     const now = performance.now();
     const ns = Math.round((now - this.#lastAdvance) * 1e6);
     this.#lastAdvance = now;
@@ -185,8 +191,17 @@ export class Core implements Supervisor, CallHost {
     if (this.pending.size > 0) this.#reap();
   }
 
-  /** Serves one notification. */
+  /** Serves one notification. Whatever fails, its caller gets an answer. */
   serve(n: Notification): void {
+    try {
+      this.#serve(n);
+    } catch (e) {
+      this.#internal(`system call ${n.nr}`, e);
+      this.#send().returnErrno(n.id, EIO);
+    }
+  }
+
+  #serve(n: Notification): void {
     if (n.arch !== arch.audit || (n.nr & X32_BIT) !== 0) {
       this.#foreignAbi(n);
       return;
@@ -196,6 +211,9 @@ export class Core implements Supervisor, CallHost {
     if (handlers === undefined || thread === undefined) {
       this.#send().continue(n.id);
       return;
+    }
+    if (thread.links === undefined) {
+      this.warnOnce("links", `${thread.process.name} does not let itself be looked into (PR_SET_DUMPABLE, or Yama): it finds no devices`);
     }
     const call = new Call(this, thread, n);
     const first = handlers.findIndex((r) => concerns(r, call));
@@ -211,11 +229,7 @@ export class Core implements Supervisor, CallHost {
     for (const o of this.#observers) o.begin?.(call);
     const { sched } = this.kernel;
     sched.start(task, this.#body(call, handlers, first));
-    try {
-      while (task.state === "runnable" && !task.queued) sched.step(task);
-    } catch (e) {
-      this.#internal(`system call ${n.nr}`, e);
-    }
+    while (task.state === "runnable" && !task.queued) sched.step(task);
     if (task.finished) this.#complete(call, task);
     else this.pending.add(call);
   }
