@@ -30,6 +30,7 @@ export function registerMemory(supervisor: Supervisor): RealMemory {
   hooks.memory = (_s, target) => new ProcessMemory(shared, target);
   hooks.foreign = (_s, process, tid, fd, link) => foreign.open(process.target.pid, tid, fd, link);
   hooks.credentials = (_s, process) => {
+    shared.calls++;
     const live = credentials.get(process);
     if (live !== undefined) {
       live.begin();

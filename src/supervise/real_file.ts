@@ -63,6 +63,8 @@ export class RealMemory {
   readonly budget: PinBudget = new PinBudget();
   /** The thread to reach a process's memory by, if it waits for us now; undefined when it may be gone at any time. */
   caller: (target: { readonly tid: number }) => number | undefined = (target) => target.tid;
+  /** Calls that were taken up so far: what was read in one of them is old in the next. */
+  calls = 0;
   /** False once following /proc/PID/map_files was refused: it takes CAP_CHECKPOINT_RESTORE. */
   mapFiles = true;
   /** By device and inode. */
