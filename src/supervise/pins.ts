@@ -28,7 +28,7 @@
 import type { Kernel } from "../kernel/kernel.ts";
 import type { FrameBacking } from "../kernel/mm/frames.ts";
 import { PAGE_SHIFT, PAGE_SIZE, type Pfn } from "../lib/addr.ts";
-import { Errno } from "../lib/errno.ts";
+import { ENOMEM, Errno } from "../lib/errno.ts";
 import { bugOn } from "../lib/kernel_bug.ts";
 import type { LostReason } from "../trace/events/mm.ts";
 
@@ -102,6 +102,8 @@ export class PinnedPages {
   /** Pins pages [first, first + npages): one pin and one reference each. ENOMEM, and none. */
   pin(first: number, npages: number): Pfn[] | Errno {
     const { frames } = this.kernel;
+    // What cannot fit is refused before its pages are gone through: a program may ask for terabytes of holes.
+    if (frames.total > 0 && npages - this.#inTable > frames.total - frames.live) return ENOMEM;
     const out: Pfn[] = new Array(npages);
     for (let i = 0; i < npages; ) {
       const have = this.at(first + i);

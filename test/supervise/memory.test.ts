@@ -493,6 +493,14 @@ describe("what leaves an address", () => {
   });
 });
 
+it("a pin of more than there is fails at once, however large the mapping", async () => {
+  const a = await addr("mmap(1 << 40, RW, PRIVATE | ANON | 0x4000)");
+  memory.unpin(pinned(memory.pin(a, 1, true)), true);
+  const from = performance.now();
+  expect(memory.pin(a, 2 ** 28, true)).toBe(ENOMEM);
+  expect(performance.now() - from).toBeLessThan(1000);
+});
+
 describe("a pin of 1 GiB", () => {
   it.each(["PRIVATE | ANON", "SHARED | ANON"])("of %s memory is made of runs", async (flags) => {
     const npages = 1 << 18;
