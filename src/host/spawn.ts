@@ -48,8 +48,8 @@ export interface SpawnedProgram {
 const PATIENCE_MS = 30_000;
 
 export class ProgramSpawn {
-  /** Resolves when the worker has ended, and the filter has lost that user. */
-  readonly ended: Promise<void>;
+  readonly #worker: Worker;
+  readonly #ended: Promise<void>;
   readonly #words: Int32Array;
   readonly #program: string;
   /** The caller has the listener, and closes it. */
@@ -58,8 +58,15 @@ export class ProgramSpawn {
   constructor(worker: Worker, words: Int32Array, program: string) {
     this.#words = words;
     this.#program = program;
-    this.ended = new Promise((resolve) => worker.once("exit", () => resolve()));
+    this.#worker = worker;
+    this.#ended = new Promise((resolve) => worker.once("exit", () => resolve()));
     worker.on("error", () => {});
+  }
+
+  /** Resolves when the worker has ended, and the filter has lost that user. Only who asks for it keeps this process alive for it. */
+  get ended(): Promise<void> {
+    this.#worker.ref();
+    return this.#ended;
   }
 
   /** Blocks until the filter is in force, and returns the listener, which is the caller's to close from then on. Throws HostError. */
@@ -176,7 +183,14 @@ export function startProgram(options: SpawnOptions): ProgramSpawn {
 /** Starts a program, and blocks until it runs (some 60 ms; a `ProgramStarter` saves most of that). Throws HostError. */
 export function spawnProgram(options: SpawnOptions): SpawnedProgram & { readonly ended: Promise<void> } {
   const spawn = startProgram(options);
-  return { ...spawn.wait(), ended: spawn.ended };
+  const { pid, listenerFd } = spawn.wait();
+  return {
+    pid,
+    listenerFd,
+    get ended() {
+      return spawn.ended;
+    },
+  };
 }
 
 function environment(env: NonNullable<SpawnOptions["env"]>): readonly (string | Uint8Array)[] {
