@@ -39,6 +39,7 @@ program
   .option("--trace <file>", "write what the kernel does to a file that Perfetto opens")
   .option("--strace", "print each served call on standard error")
   .option("--selftest", "add the kernel's self-test ioctls")
+  .option("--no-register-maps", "let only memory be mapped: registers are then read and written by calls, which is exact")
   .option("--debug", "check barlink itself, and say more when it fails")
   .argument("<program>", "what to run: a path, or a name to be looked for in PATH")
   .argument("[args...]", "its arguments")

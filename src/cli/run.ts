@@ -6,6 +6,7 @@ export interface RunCommand {
   readonly trace?: string;
   readonly strace?: boolean;
   readonly selftest?: boolean;
+  readonly registerMaps?: boolean;
   readonly debug?: boolean;
 }
 
@@ -16,6 +17,7 @@ export async function runProgram(program: string, args: readonly string[], optio
     traceFile: options.trace,
     strace: options.strace === true,
     selftest: options.selftest === true,
+    registerMaps: options.registerMaps !== false,
     debug: options.debug === true,
   });
 }

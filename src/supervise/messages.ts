@@ -9,6 +9,7 @@ export interface RunOrder {
   readonly traceFile: string | undefined;
   readonly strace: boolean;
   readonly selftest: boolean;
+  readonly registerMaps: boolean;
   readonly debug: boolean;
   /** Private folder, 0700. */
   readonly directory: string;

@@ -21,6 +21,8 @@ export interface RunOptions {
   readonly traceFile?: string | undefined;
   readonly strace: boolean;
   readonly selftest: boolean;
+  /** BARs that are not plain memory can be mapped, as on Linux. */
+  readonly registerMaps: boolean;
   readonly debug: boolean;
 }
 

@@ -161,6 +161,24 @@ static void interrupts(void)
 	close(fd);
 }
 
+// Registers, by calls alone.
+static void registers(void)
+{
+	int fd = device(1);
+	struct { uint32_t argsz, flags, index, cap; uint64_t size, offset; } i = { .argsz = sizeof i };
+	ioctl(fd, V_GET_REGION_INFO, &i);
+	printf("region flags: %x\n", i.flags);
+	printf("map: %s\n", mapped(map(fd, i.offset, 4096, MAP_SHARED)));
+	command(fd, 2, 0);
+	uint32_t v = 5;
+	pwrite(fd, &v, 4, i.offset + 8);
+	pread(fd, &v, 4, i.offset + 0x20);
+	while (v & 1) pread(fd, &v, 4, i.offset + 0x20);
+	pread(fd, &v, 4, i.offset + 8);
+	printf("factorial: %u\n", v);
+	close(fd);
+}
+
 static int by_value(const void *a, const void *b) { double d = *(double *)a - *(double *)b; return d < 0 ? -1 : d > 0; }
 
 // Stores, and how long until the device answers; `gap` microseconds before each.
@@ -191,6 +209,7 @@ int main(int argc, char **argv)
 	setvbuf(stdout, 0, _IOLBF, 0);
 	iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	if (argc > 1 && !strcmp(argv[1], "memory")) memory();
+	if (argc > 1 && !strcmp(argv[1], "registers")) registers();
 	if (argc > 1 && !strcmp(argv[1], "interrupts")) interrupts();
 	if (argc > 3 && !strcmp(argv[1], "latency")) latency(atoi(argv[2]), atol(argv[3]));
 	return 0;

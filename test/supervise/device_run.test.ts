@@ -28,8 +28,20 @@ try {
 }
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-function run(...args: string[]): Record<string, string> {
-  const command = ["--import", "tsx", "src/cli/main.ts", "run", "--debug", "--machine", "machines/oracle.json", "--", program, ...args];
+function run(args: string[], options: string[] = []): Record<string, string> {
+  const command = [
+    "--import",
+    "tsx",
+    "src/cli/main.ts",
+    "run",
+    "--debug",
+    "--machine",
+    "machines/oracle.json",
+    ...options,
+    "--",
+    program,
+    ...args,
+  ];
   const r = spawnSync(process.execPath, command, { cwd: root, encoding: "utf8", timeout: 55_000 });
   expect(r.stderr).toContain("nothing is left in the embedded kernel");
   expect(r.status).toBe(0);
@@ -41,8 +53,8 @@ describe.skipIf(!built)("a program that drives devices", () => {
   let memory: Record<string, string>;
   let interrupts: Record<string, string>;
   beforeAll(() => {
-    memory = run("memory");
-    interrupts = run("interrupts");
+    memory = run(["memory"]);
+    interrupts = run(["interrupts"]);
   }, 120_000);
 
   it.each([
@@ -98,6 +110,12 @@ describe.skipIf(!built)("a program that drives devices", () => {
   it("has an eventfd of its own write a register", () => {
     expect(interrupts.ioeventfd).toBe("ok");
     expect(interrupts.wrote).toBe("ffffff88");
+  });
+
+  it("is told that registers cannot be mapped when it shall use calls, which are exact", () => {
+    const exact = run(["registers"], ["--no-register-maps"]);
+    expect(exact).toEqual({ "region flags": "3", map: "EINVAL", factorial: "120" });
+    expect(run(["registers"])).toEqual({ "region flags": "7", map: "ok", factorial: "120" });
   });
 
   it("reaches registers through the mapping in time", () => {
