@@ -1,4 +1,5 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ARCHITECTURES, arch, BPF_MAXINSNS, BpfAssembler, type Comparison, runFilter } from "../../src/host/index.ts";
@@ -116,6 +117,17 @@ describe("the table of system calls", () => {
       }
     }
     expect(ARCHITECTURES.get("arm64")?.numbers.has("open")).toBe(false);
+  });
+
+  it("has every call that this layer makes by number, on both architectures", () => {
+    const folder = join(import.meta.dirname, "../../src/host");
+    const used = readdirSync(folder)
+      .filter((f) => f.endsWith(".ts"))
+      .flatMap((f) => [...readFileSync(join(folder, f), "utf8").matchAll(/\bnr\("(\w+)"\)/g)].map((m) => m[1] ?? ""));
+    expect(used.length).toBeGreaterThan(10);
+    for (const { name, numbers } of ARCHITECTURES.values()) {
+      for (const call of used) expect([name, call, numbers.has(call)]).toEqual([name, call, true]);
+    }
   });
 
   const header = "/usr/include/x86_64-linux-gnu/asm/unistd_64.h";
