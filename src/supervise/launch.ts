@@ -80,7 +80,7 @@ function locate(command: string, cwd: string, searchPath: string | undefined): s
     const file = `${folder === "" ? cwd : folder}/${command}`;
     const why = executable(file);
     if (why === undefined) return file;
-    if (why !== "ENOENT" && why !== "ENOTDIR") refused ??= why;
+    if (!["ENOENT", "ENOTDIR", "EISDIR"].includes(why)) refused ??= why;
   }
   throw refusal(command, refused ?? "ENOENT", command !== "");
 }

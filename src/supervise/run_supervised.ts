@@ -2,7 +2,7 @@
 import { appendFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { readMachine } from "../client/machine_file.ts";
-import { closeFd, HostError, type ProgramStarter, pidfdSendSignal, setChildSubreaper } from "../host/index.ts";
+import { arch, closeFd, HostError, type ProgramStarter, pidfdSendSignal, setChildSubreaper } from "../host/index.ts";
 import { ENOENT } from "../lib/errno.ts";
 import { boot } from "../machine/boot.ts";
 import { MachineError } from "../machine/schema.ts";
@@ -29,7 +29,7 @@ function refusal(e: unknown): RunMessage {
   if (e instanceof MachineError) return { kind: "refused", status: 2, message: e.message };
   if (e instanceof HostError) {
     if (e.call === "execve") return { kind: "refused", status: e.errno === ENOENT ? 127 : 126, message: e.message };
-    const hint = "; `barlink doctor` says what this machine allows";
+    const hint = e.call === "platform" ? "" : "; `barlink doctor` says what this machine allows";
     return { kind: "refused", status: 1, message: `${e.message}${hint}` };
   }
   return { kind: "refused", status: 70, message: `internal error: ${e instanceof Error ? (e.stack ?? e.message) : String(e)}` };
@@ -39,6 +39,13 @@ function refusal(e: unknown): RunMessage {
 export async function superviseProgram(order: RunOrder, starter: ProgramStarter, tell: (m: RunMessage) => void): Promise<void> {
   let core: Core;
   try {
+    if (arch.name !== "x64") {
+      throw new HostError(
+        "platform",
+        undefined,
+        `programs are supervised on x86-64 only, and this is ${arch.name}; the embedded kernel runs here`,
+      );
+    }
     const kernel = boot(readMachine(order.machine), {
       vfioPci: { regionOffsetBase: REGION_OFFSET_BASE, mapRegisters: order.registerMaps },
       selftest: order.selftest,
