@@ -90,8 +90,9 @@ describe("capabilities", () => {
   });
 
   it("of a user namespace of its own are nobody's here", async (t) => {
-    if (spawnSync("unshare", ["-U", "-r", "true"]).status !== 0) t.skip("this needs unshare(1) and user namespaces");
-    const inside = await Peer.start(["unshare", "-U", "-r", "python3"]);
+    const [unshare, ...own] = ["unshare", "-U", "-r"] as const;
+    if (spawnSync(unshare, [...own, "true"]).status !== 0) t.skip("this needs unshare(1) and user namespaces");
+    const inside = await Peer.start([unshare, ...own, "python3"]);
     const { process: p } = tracked(inside);
     expect(await inside.ask("os.getuid()")).toBe(0);
     expect(p.creds.capabilities.size).toBe(0);

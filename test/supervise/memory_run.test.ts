@@ -10,18 +10,23 @@ const folder = fileURLToPath(new URL("../..", import.meta.url));
 const program = fileURLToPath(new URL("memory_program.py", import.meta.url));
 
 const root = process.geteuid?.() === 0;
-const NOBODY = { uid: 65534, gid: 65534, env: { PATH: "/usr/bin:/bin", HOME: "/tmp" } };
+const NOBODY: { uid: number; gid: number; env: Record<string, string> } = {
+  uid: 65534,
+  gid: 65534,
+  env: { PATH: "/usr/bin:/bin", HOME: "/tmp" },
+};
 
+const AS_WE_ARE: Partial<typeof NOBODY> = {};
 const UDMABUF = "barlink: /dmabuf: is made of the program's own memory, and cannot be mapped through its descriptor here: map the memfd\n";
 
 it.each([
-  ["as root", root, {}],
-  ["as any user", true, root ? NOBODY : {}],
+  ["as root", root, AS_WE_ARE],
+  ["as any user", true, root ? NOBODY : AS_WE_ARE],
 ] as const)(
   "a device reads and writes a program's memory, and nothing else, as long as it is mapped for it: %s",
   (_who, possible, how) => {
     if (!possible) return;
-    const uid = "uid" in how ? how.uid : process.geteuid?.();
+    const uid: number | undefined = how.uid ?? process.geteuid?.();
     const dir = mkdtempSync(join(tmpdir(), "barlink-memory-"));
     if (uid !== undefined) chownSync(dir, uid, uid);
     const trace = join(dir, "trace.json");
