@@ -22,12 +22,25 @@
 
 import { PAGE_MASK_N } from "../lib/addr.ts";
 import type { Step } from "../sched/task.ts";
-import { MADV_DONTNEED, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE } from "../uapi/index.ts";
+import {
+  MADV_DONTNEED,
+  MAP_ANONYMOUS,
+  MAP_FIXED,
+  MAP_PRIVATE,
+  MAP_SHARED,
+  MAP_SHARED_VALIDATE,
+  MAP_TYPE,
+  MREMAP_DONTUNMAP,
+  MREMAP_FIXED,
+  MREMAP_MAYMOVE,
+} from "../uapi/index.ts";
 import { SYS_brk, SYS_exit_group, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_shmdt } from "./numbers.ts";
 import { ProcessMemory } from "./process_memory.ts";
 import type { Handler, Supervisor, TrappedCall } from "./types.ts";
 
 const MADV_DONTNEED_LOCKED = 24;
+/** One past the highest address of a program, with four levels of page tables. */
+const TASK_SIZE = 0x7fff_ffff_f000n;
 /** Most pages of a process that are set apart when it exits. */
 const EXIT_LIMIT = 4096;
 
@@ -35,20 +48,29 @@ type Args = readonly bigint[];
 const arg = (args: Args, n: number): bigint => args[n] ?? 0n;
 
 function munmap(m: ProcessMemory, args: Args): void {
-  const addr = arg(args, 0);
-  if ((addr & PAGE_MASK_N) === 0n) m.leaving(addr, arg(args, 1), "munmap");
+  if (isRange(arg(args, 0), arg(args, 1))) m.leaving(arg(args, 0), arg(args, 1), "munmap");
 }
 
 function mmap(m: ProcessMemory, args: Args): void {
-  const addr = arg(args, 0);
-  if ((addr & PAGE_MASK_N) === 0n && (arg(args, 5) & PAGE_MASK_N) === 0n) m.leaving(addr, arg(args, 1), "mmap");
+  const flags = Number(arg(args, 3));
+  const type = flags & MAP_TYPE;
+  const known = type === MAP_PRIVATE || type === MAP_SHARED || type === MAP_SHARED_VALIDATE;
+  if (!known || !isRange(arg(args, 0), arg(args, 1)) || (arg(args, 5) & PAGE_MASK_N) !== 0n) return;
+  const fd = Number(BigInt.asIntN(32, arg(args, 4)));
+  if ((flags & MAP_ANONYMOUS) === 0 && !m.hasDescriptor(fd)) return;
+  m.leaving(arg(args, 0), arg(args, 1), "mmap");
 }
+
+/** Whole pages from `addr` on, below the end of the address space: what else there is, is EINVAL or ENOMEM. */
+const isRange = (addr: bigint, length: bigint): boolean =>
+  (addr & PAGE_MASK_N) === 0n && length > 0n && addr <= TASK_SIZE && length <= TASK_SIZE - addr;
 
 function mremap(m: ProcessMemory, args: Args): void {
   const [addr, oldLength, newLength] = [arg(args, 0), pageUp(arg(args, 1)), pageUp(arg(args, 2))];
   const flags = Number(arg(args, 3));
-  if ((addr & PAGE_MASK_N) !== 0n || newLength === 0n) return;
+  if (!isRange(addr, oldLength) || !isRange(addr, newLength)) return;
   const fixed = (flags & MREMAP_FIXED) !== 0;
+  if (fixed && ((flags & MREMAP_MAYMOVE) === 0 || !isRange(arg(args, 4), newLength))) return;
   if (fixed) m.leaving(arg(args, 4), newLength, "mremap");
   if (newLength < oldLength) m.leaving(addr + newLength, oldLength - newLength, "mremap");
   const grows = newLength > oldLength && (flags & MREMAP_MAYMOVE) !== 0 && !fitsInPlace(m, addr, oldLength, newLength);
@@ -64,8 +86,7 @@ function fitsInPlace(m: ProcessMemory, addr: bigint, oldLength: bigint, newLengt
 }
 
 function madvise(m: ProcessMemory, args: Args): void {
-  const addr = arg(args, 0);
-  if ((addr & PAGE_MASK_N) === 0n) m.leaving(addr, arg(args, 1), "madvise", { privateOnly: true });
+  if (isRange(arg(args, 0), arg(args, 1))) m.leaving(arg(args, 0), arg(args, 1), "madvise", { privateOnly: true });
 }
 
 function brk(m: ProcessMemory, args: Args): void {

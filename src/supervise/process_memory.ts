@@ -173,6 +173,11 @@ export class ProcessMemory implements UserMemory {
     return this.#space.pages.live;
   }
 
+  /** Does descriptor `fd` of it refer to anything? */
+  hasDescriptor(fd: number): boolean {
+    return fd >= 0 && !(statAt(AT_FDCWD, `/proc/${this.target.tid}/fd/${fd}`) instanceof Errno);
+  }
+
   /** No address of a program lies here or above. */
   get end(): bigint {
     return TASK_END;

@@ -73,7 +73,13 @@ it("munmap and mmap with MAP_FIXED leave the device its page; calls that fail le
   const pfns = pin(a, 2);
   trapped(numbers.SYS_munmap, a + 1n, PAGE);
   trapped(numbers.SYS_munmap, a, 0);
+  trapped(numbers.SYS_munmap, a, 0x7fff_ffff_f000n);
+  trapped(numbers.SYS_munmap, a, 0xffff_ffff_ffff_f000n);
   trapped(numbers.SYS_mmap, a, PAGE, 3, 0x32, -1, 5);
+  trapped(numbers.SYS_mmap, a, PAGE, 3, 0x30, -1, 0);
+  trapped(numbers.SYS_mmap, a, PAGE, 3, 0x11, 999, 0);
+  trapped(numbers.SYS_mmap, a, 0x7fff_ffff_f000n, 3, 0x32, -1, 0);
+  trapped(numbers.SYS_mremap, a, PAGE, PAGE, 2, a + PAGE);
   expect(memory.pinned).toBe(true);
   await poke(a, "uno");
   expect(dma(pfns[0], 3)).toBe("uno");
