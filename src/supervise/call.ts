@@ -18,6 +18,8 @@ import type { SupervisedProcess, TrappedCall } from "./types.ts";
 /** What a call needs of the supervisor. */
 export interface CallHost {
   isValid(id: bigint): boolean;
+  /** The caller's memory may not be read. */
+  hidden(call: Call): void;
   heldFile(tid: number, fd: number): File | undefined;
   /** One of ours, or a foreign one that the call owns then; EBADF. */
   lookUp(call: Call, fd: number): File | Errno;
@@ -72,8 +74,12 @@ export class Call implements TrappedCall, DescriptorSource {
 
   path(arg: number): string | Errno {
     this.#paths ??= [];
-    this.#paths[arg] ??= readPath(this.tid, this.args[arg] as bigint);
-    return this.#paths[arg] as string | Errno;
+    const known = this.#paths[arg];
+    if (known !== undefined) return known;
+    const path = readPath(this.tid, this.args[arg] as bigint);
+    if (path === EPERM) this.host.hidden(this);
+    this.#paths[arg] = path;
+    return path;
   }
 
   fd(fd: number): File | undefined {

@@ -15,7 +15,7 @@ import { Process, type Rlimits } from "../kernel/fs/process.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { Mm } from "../kernel/mm/mm.ts";
 import type { UserMemory } from "../kernel/mm/user_memory.ts";
-import { Errno } from "../lib/errno.ts";
+import { EACCES, Errno } from "../lib/errno.ts";
 import type { Task } from "../sched/task.ts";
 import { type DescriptorSource, SupervisedFdTable } from "./fd_table.ts";
 import type { Held } from "./files.ts";
@@ -47,7 +47,10 @@ export class Thread {
   readonly tid: number;
   readonly process: ServedProcess;
   readonly task: Task;
+  /** undefined: it is gone already, or hidden. */
   readonly links: FdLinks | undefined;
+  /** It does not let itself be looked into. */
+  readonly hidden: boolean;
 
   constructor(tid: number, process: ServedProcess) {
     this.tid = tid;
@@ -55,6 +58,7 @@ export class Thread {
     this.task = tid === process.pid ? process.thread : process.newThread(`${process.name}/${tid}`);
     const links = FdLinks.open(tid);
     this.links = links instanceof Errno ? undefined : links;
+    this.hidden = links === EACCES;
   }
 
   /** A task to serve a call with: its own, or another while that is still busy with the call of a thread that was killed. */

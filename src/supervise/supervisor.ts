@@ -212,10 +212,8 @@ export class Core implements Supervisor, CallHost {
       this.#send().continue(n.id);
       return;
     }
-    if (thread.links === undefined) {
-      this.warnOnce("links", `${thread.process.name} does not let itself be looked into (PR_SET_DUMPABLE, or Yama): it finds no devices`);
-    }
     const call = new Call(this, thread, n);
+    if (thread.hidden) this.hidden(call);
     const first = handlers.findIndex((r) => concerns(r, call));
     if (first < 0) {
       this.#send().continue(n.id);
@@ -276,6 +274,13 @@ export class Core implements Supervisor, CallHost {
 
   isValid(id: bigint): boolean {
     return this.#send().idValid(id);
+  }
+
+  hidden(call: Call): void {
+    this.warnOnce(
+      "hidden",
+      `process ${call.pid} (${call.process.name}) does not let itself be looked into (PR_SET_DUMPABLE, or Yama): it finds no devices`,
+    );
   }
 
   heldFile(tid: number, fd: number): File | undefined {

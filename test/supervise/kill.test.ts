@@ -34,9 +34,19 @@ const rng = new Rng(7);
 const random = (): number => rng.below(1_000_000) / 1_000_000;
 const pause = (ms: number): Promise<void> => new Promise((r) => setTimeout(r, ms));
 
+describe("a process of the program is killed", () => {
+  it(`at any of ${full ? 1000 : 100} moments of its calls: the others are served, and nothing is left`, async () => {
+    const run = new Running(["--", core, "massacre", full ? "1000" : "100"]);
+    expect(await run.ended).toEqual({ status: 0, signal: null });
+    expect(run.out).toBe(`${full ? 1000 : 100} killed, still served: yes\n`);
+    expect(run.err).toBe(NOTHING_LEFT);
+    await nothingLeft();
+  });
+});
+
 describe("the program is killed", () => {
-  it(`at any of ${full ? 1000 : 12} moments: barlink ends by the same signal, and nothing is left`, async () => {
-    for (let i = 0; i < (full ? 1000 : 12); i++) {
+  it(`at any of ${full ? 50 : 6} moments: barlink ends by the same signal, and nothing is left`, async () => {
+    for (let i = 0; i < (full ? 50 : 6); i++) {
       const run = new Running(["--", core, "forever", "1"]);
       await run.printed(".");
       await pause(random() * 30);
@@ -64,8 +74,8 @@ describe("the program is killed", () => {
 });
 
 describe("barlink is killed", () => {
-  it(`at any of ${full ? 100 : 5} moments: its program and its folder go too, and the watchdog says so`, async () => {
-    for (let i = 0; i < (full ? 100 : 5); i++) {
+  it(`at any of ${full ? 100 : 4} moments: its program and its folder go too, and the watchdog says so`, async () => {
+    for (let i = 0; i < (full ? 100 : 4); i++) {
       const run = new Running(["--", core, "forever", "2"]);
       await run.printed("..");
       await pause(random() * 30);

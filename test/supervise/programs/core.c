@@ -129,6 +129,24 @@ static int forever(int nproc) {
 static void *leaderless(void *p) { int fd = (int)(long)p; usleep(30000); printf("leader gone: ioas %d\n", alloc(fd)); fflush(stdout); exit(0); }
 static int leader(void) { int fd = iommufd(0); pthread_t t; pthread_create(&t, 0, leaderless, (void *)(long)fd); pthread_exit(0); }
 
+/* Children that open, allocate, export and map without end are killed at any moment. */
+static void busy(int shared) {
+	for (;;) {
+		int fd = iommufd(O_CLOEXEC), heap = open("/dev/dma_heap/system", O_RDWR | O_CLOEXEC), id = alloc(fd);
+		struct heap_alloc a = { 65536, 0, O_RDWR | O_CLOEXEC, 0 };
+		if (ioctl(heap, DMA_HEAP_IOCTL_ALLOC, &a) == 0) { close(dup(a.fd)); close(a.fd); }
+		destroy(fd, id); destroy(shared, alloc(shared)); close(heap); close(fd);
+	}
+}
+static int massacre(int n) {
+	int shared = iommufd(0), killed = 0; srand(1);
+	for (int i = 0; i < n; i++) {
+		pid_t p = fork(); if (p == 0) busy(shared);
+		usleep(rand() % 4000); kill(p, SIGKILL); int s; waitpid(p, &s, 0); killed += WIFSIGNALED(s) && WTERMSIG(s) == SIGKILL;
+	}
+	printf("%d killed, still served: %s\n", killed, alloc(shared) > 0 ? "yes" : "no"); return 0;
+}
+
 /* getpriority of these is served by the test: it waits until somebody wakes, or a signal comes. */
 #define WAIT 9001
 #define WAKE 9002
@@ -169,6 +187,7 @@ int main(int c, char **v) {
 	if (!strcmp(m, "orphan")) return orphan();
 	if (!strcmp(m, "forever")) return forever(n);
 	if (!strcmp(m, "leader")) return leader();
+	if (!strcmp(m, "massacre")) return massacre(n);
 	if (!strcmp(m, "blocked")) return blocked();
 	if (!strcmp(m, "interrupted")) return interrupted(n);
 	if (!strcmp(m, "killed")) return killed();
