@@ -8,7 +8,7 @@
 import { type Notification, readPath } from "../host/index.ts";
 import type { File } from "../kernel/fs/file.ts";
 import type { UserMemory } from "../kernel/mm/user_memory.ts";
-import type { Errno } from "../lib/errno.ts";
+import { EPERM, type Errno } from "../lib/errno.ts";
 import type { Task } from "../sched/task.ts";
 import type { DescriptorSource } from "./fd_table.ts";
 import type { Held } from "./files.ts";

@@ -492,7 +492,7 @@ export class Core implements Supervisor, CallHost {
 
   #internal(where: string, e: unknown): void {
     const text = e instanceof Error ? (this.options.debug ? (e.stack ?? e.message) : `${e.name}: ${e.message}`) : String(e);
-    this.warn(`internal error in ${where}: ${text}`);
+    this.warnOnce(`${where} ${text}`, `internal error in ${where}: ${text}`);
   }
 
   #send(): Listener {
