@@ -161,6 +161,52 @@ static void interrupts(void)
 	close(fd);
 }
 
+// Several vectors, the kernel's own lines, and a child that reads what its parent's eventfd counted.
+static void vectors(void)
+{
+	int fd = device(3), e[4];
+	struct { uint32_t argsz, flags, index, start, count; int32_t fd[4]; } s = { 36, 4 | 32, 2, 0, 4, { 0 } };
+	for (int i = 0; i < 4; i++) s.fd[i] = e[i] = eventfd(0, i == 2 ? EFD_CLOEXEC | EFD_SEMAPHORE : EFD_CLOEXEC | EFD_NONBLOCK);
+	command(fd, 6, 0);
+	printf("MSI-X to four eventfds: %s\n", err(ioctl(fd, V_SET_IRQS, &s)));
+	printf("fire two: %s\n", err(set_irqs(fd, 2, 1 | 32, 1, 2, -1)));
+	printf("counted: %ld %ld %ld %ld\n", fired(e[0], 0), fired(e[1], 0), fired(e[2], 0), fired(e[3], 0));
+	struct { uint32_t argsz, flags, index, start, count; uint8_t on[4]; } t = { 24, 2 | 32, 2, 0, 4, { 1, 0, 1, 1 } };
+	ioctl(fd, V_SET_IRQS, &t);
+	ioctl(fd, V_SET_IRQS, &t);
+	printf("three twice: %ld %ld %ld %ld %ld\n", fired(e[0], 0), fired(e[1], 0), fired(e[2], 0), fired(e[2], 0), fired(e[3], 0));
+	printf("another vector: %s\n", err(set_irqs(fd, 2, 4 | 32, 9, 1, e[0])));
+	set_irqs(fd, 2, 1 | 32, 9, 1, -1);
+	printf("it fires: %ld\n", fired(e[0], 0));
+	set_irqs(fd, 2, 4 | 32, 1, 1, -1);
+	printf("one taken away: %s, %ld\n", err(set_irqs(fd, 2, 1 | 32, 1, 1, -1)), fired(e[1], 0));
+	printf("not an eventfd: %s\n", err(set_irqs(fd, 2, 4 | 32, 2, 1, iommufd)));
+	printf("not a descriptor: %s\n", err(set_irqs(fd, 2, 4 | 32, 2, 1, 999)));
+	close(e[3]);
+	printf("a closed one: %s\n", err(set_irqs(fd, 2, 1 | 32, 3, 1, -1)));
+	fflush(stdout);
+	int pid = fork();
+	if (pid == 0) { set_irqs(fd, 2, 1 | 32, 0, 1, -1); _exit(0); }
+	waitpid(pid, 0, 0);
+	printf("fired by a child: %ld\n", fired(e[0], 0));
+	printf("error line: %s\n", err(set_irqs(fd, 3, 4 | 32, 0, 1, e[1])));
+	set_irqs(fd, 3, 1 | 32, 0, 1, -1);
+	printf("it fires too: %ld\n", fired(e[1], 0));
+	printf("request line: %s\n", err(set_irqs(fd, 4, 4 | 32, 0, 1, e[1])));
+	fflush(stdout);
+	pid = fork();
+	if (pid == 0) {
+		close(fd);
+		int u = open("/sys/bus/pci/drivers/vfio-pci/unbind", O_WRONLY);
+		_exit(write(u, "0000:03:00.0", 12) == 12 ? 0 : 1);
+	}
+	printf("asked to let go: %d\n", fired(e[1], 5000) > 0);
+	close(fd);
+	int status = -1;
+	waitpid(pid, &status, 0);
+	printf("unbound: %d\n", status);
+}
+
 // Registers, by calls alone.
 static void registers(void)
 {
@@ -210,6 +256,7 @@ int main(int argc, char **argv)
 	iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	if (argc > 1 && !strcmp(argv[1], "memory")) memory();
 	if (argc > 1 && !strcmp(argv[1], "registers")) registers();
+	if (argc > 1 && !strcmp(argv[1], "vectors")) vectors();
 	if (argc > 1 && !strcmp(argv[1], "interrupts")) interrupts();
 	if (argc > 3 && !strcmp(argv[1], "latency")) latency(atoi(argv[2]), atol(argv[3]));
 	return 0;
