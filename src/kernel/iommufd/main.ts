@@ -8,10 +8,9 @@
  * Commands that this kernel does not offer are in the table all the same, with
  * their least sizes, so that a malformed call is told apart from a missing
  * feature: FAULT_QUEUE_ALLOC, VIOMMU_ALLOC, VDEVICE_ALLOC, VEVENTQ_ALLOC,
- * HW_QUEUE_ALLOC, HWPT_INVALIDATE (nested translation) and VFIO_IOAS (type1
- * containers) answer EOPNOTSUPP. A command outside of the table would be for the
- * type1 compatibility, which is not offered either: ENOTTY. IOMMU_TEST_CMD is
- * there only when the machine was booted with the selftest (`selftest.ts`).
+ * HW_QUEUE_ALLOC and HWPT_INVALIDATE (nested translation) answer EOPNOTSUPP. A
+ * command outside of the table is for the type1 compatibility
+ * (`vfio_compat.ts`). IOMMU_TEST_CMD is there only when the machine was booted with the selftest (`selftest.ts`).
  *
  * Source: drivers/iommu/iommufd/main.c.
  */
@@ -81,6 +80,7 @@ import { iommufdModule, makeIommufdModule } from "./module.ts";
 import { destroyAllObjects, removeObjectById } from "./object.ts";
 import { option } from "./option.ts";
 import type { Ucmd, UcmdHandler } from "./ucmd.ts";
+import { iommufdVfioIoctl, vfioIoas } from "./vfio_compat.ts";
 
 /** A row of the table. */
 interface Op {
@@ -131,7 +131,7 @@ add(IOMMU_IOAS_UNMAP, IommuIoasUnmap, "length", ioasUnmap);
 add(IOMMU_OPTION, IommuOption, "val64", option);
 add(IOMMU_VDEVICE_ALLOC, IommuVdeviceAlloc, "virt_id", notOffered);
 add(IOMMU_VEVENTQ_ALLOC, IommuVeventqAlloc, "out_veventq_fd", notOffered);
-add(IOMMU_VFIO_IOAS, IommuVfioIoas, "__reserved", notOffered);
+add(IOMMU_VFIO_IOAS, IommuVfioIoas, "__reserved", vfioIoas);
 add(IOMMU_VIOMMU_ALLOC, IommuViommuAlloc, "out_viommu_id", notOffered);
 add(IOMMU_TEST_CMD, IommuTestCmd, "last", selftest);
 
@@ -145,7 +145,9 @@ function* ioctl(f: File, cmd: number, arg: bigint): Step<number | Errno> {
   const ctx = f.privateData as IommufdCtx;
   const { kernel } = ctx;
   const nr = (cmd & 0xff) - IOMMUFD_CMD_BASE;
-  if (nr < 0 || nr >= (iommufdModule(kernel).selftest === undefined ? COMMANDS : TEST_COMMANDS)) return ENOTTY;
+  if (nr < 0 || nr >= (iommufdModule(kernel).selftest === undefined ? COMMANDS : TEST_COMMANDS)) {
+    return yield* iommufdVfioIoctl(ctx, cmd, arg);
+  }
   const userSize = getUserU32(kernel, arg);
   if (userSize instanceof Errno) return userSize;
   const op = table[nr];

@@ -11,7 +11,9 @@
  */
 import { EINVAL, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
-import { vfioIommufdPhysicalBind, vfioIommufdPhysicalUnbind } from "./iommufd.ts";
+import type { IommufdCtx } from "../iommufd/ctx.ts";
+import { iommufdVfioCompatIoasGetId } from "../iommufd/vfio_compat.ts";
+import { vfioIommufdPhysicalAttach, vfioIommufdPhysicalBind, vfioIommufdPhysicalUnbind } from "./iommufd.ts";
 import type { VfioDeviceFile } from "./vfio_main.ts";
 
 /** EINVAL: open already through its node; else what the owner of its DMA or the driver says. dev_set->lock held. */
@@ -60,6 +62,27 @@ export function* vfioDfClose(df: VfioDeviceFile): Step<void> {
   device.openCount--;
 }
 
+/**
+ * For a file of the group: by its container, or by an iommufd in the place of
+ * one, and then on the IOAS that stands for the container. group_lock and
+ * dev_set->lock held.
+ */
+export function* vfioDfGroupOpen(df: VfioDeviceFile, iommufd: IommufdCtx | undefined): Step<Errno | undefined> {
+  const { device } = df;
+  df.iommufd = iommufd;
+  let error = yield* vfioDfOpen(df);
+  if (error === undefined && iommufd !== undefined && device.openCount === 1) {
+    const id = iommufdVfioCompatIoasGetId(iommufd);
+    const pt = id instanceof Errno ? id : yield* vfioIommufdPhysicalAttach(device, id);
+    if (pt instanceof Errno) {
+      error = pt;
+      yield* vfioDfClose(df);
+    }
+  }
+  if (error !== undefined) df.iommufd = undefined;
+  return error;
+}
+
 /** The last reference to a file that the group opened is gone. */
 export function* vfioDfGroupClose(df: VfioDeviceFile): Step<void> {
   const { device, group } = df;
@@ -68,6 +91,7 @@ export function* vfioDfGroupClose(df: VfioDeviceFile): Step<void> {
   yield* device.devSet.lock.lock();
   try {
     yield* vfioDfClose(df);
+    df.iommufd = undefined;
   } finally {
     device.devSet.lock.unlock();
     group.lock.unlock();

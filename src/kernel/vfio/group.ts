@@ -4,7 +4,8 @@
  * `/dev/vfio/GROUP` is open at most once, and not while one of its devices is
  * bound to an iommufd. Its opener puts the group into a container, which takes
  * the DMA of the whole IOMMU group, chooses an IOMMU there, and then gets
- * descriptors of the devices by name. Each device that is open through the group
+ * descriptors of the devices by name. An iommufd may stand in for the container.
+ * Each device that is open through the group
  * keeps the group's file open, so the group leaves its container last.
  *
  * Invariants: `containerUsers` is 0 exactly without a container, else one more
@@ -14,7 +15,7 @@
  * container->group_lock → type1's; device_lock → the driver's token lock.
  * Source: drivers/vfio/group.c.
  */
-import { EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOTTY, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
+import { EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOTTY, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
@@ -23,12 +24,13 @@ import { O_CLOEXEC, O_RDWR } from "../../uapi/index.ts";
 import * as V from "../../uapi/vfio.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import type { IommuGroup } from "../iommu/group.ts";
-import { IommufdCtx } from "../iommufd/ctx.ts";
+import { type IommufdCtx, iommufdCtxFromFile, iommufdCtxPut } from "../iommufd/ctx.ts";
+import { iommufdVfioCompatIoasCreate } from "../iommufd/vfio_compat.ts";
 import type { Kernel } from "../kernel.ts";
 import { copyFromUser, copyToUser, getUserU32 } from "../mm/user_memory.ts";
 import { VfioContainer } from "./container.ts";
 import { vfioDeviceFops } from "./device_fops.ts";
-import { vfioDfOpen } from "./device_open.ts";
+import { vfioDfGroupOpen } from "./device_open.ts";
 import { type VfioDevice, VfioDeviceFile, vfioOf } from "./vfio_main.ts";
 
 const GROUP_LOCK: LockClass = new LockClass("vfio group->group_lock");
@@ -47,6 +49,8 @@ export class VfioGroup {
   iommuGroup: IommuGroup | undefined;
   /** Under `lock`. */
   container: VfioContainer | undefined = undefined;
+  /** An iommufd in the place of a container, with a reference. Under `lock`. */
+  iommufd: IommufdCtx | undefined = undefined;
   /** Under `lock`. */
   containerUsers = 0;
   readonly #deviceLock: Mutex;
@@ -140,6 +144,16 @@ export class VfioGroup {
     this.lock.unlock();
   }
 
+  /** Something was set to own the DMA of its devices. `lock` held. */
+  get #hasIommu(): boolean {
+    return this.container !== undefined || this.iommufd !== undefined;
+  }
+
+  #putIommufd(): void {
+    if (this.iommufd !== undefined) iommufdCtxPut(this.iommufd);
+    this.iommufd = undefined;
+  }
+
   /** A device's DMA goes by the container from now on. EINVAL: it has no IOMMU yet. `lock` held. */
   useContainer(): Errno | undefined {
     this.lock.assertHeld();
@@ -174,13 +188,14 @@ export class VfioGroup {
     yield* this.lock.lock();
     try {
       if (this.container !== undefined) yield* this.container.detachGroup(this);
+      this.#putIommufd();
       this.#openedFile = undefined;
     } finally {
       this.lock.unlock();
     }
   }
 
-  /** VFIO_GROUP_SET_CONTAINER. EBADF; EINVAL: it has one; ENODEV: no device is left; EPERM: somebody owns its DMA; EBADFD: no container. */
+  /** VFIO_GROUP_SET_CONTAINER. EBADF; EINVAL: it has one; ENODEV: no device is left; EPERM: somebody owns its DMA; EBADFD: no container and no iommufd. */
   *setContainer(arg: bigint): Step<number | Errno> {
     const fd = getUserU32(this.kernel, arg);
     if (fd instanceof Errno) return EFAULT;
@@ -188,12 +203,15 @@ export class VfioGroup {
     if (file instanceof Errno) return EBADF;
     yield* this.lock.lock();
     try {
-      if (this.container !== undefined) return EINVAL;
+      if (this.#hasIommu) return EINVAL;
       if (this.iommuGroup === undefined) return ENODEV;
       const container = file.privateData;
       if (container instanceof VfioContainer) return (yield* container.attachGroup(this)) ?? 0;
-      // An iommufd can stand in for a container; barlink's does not.
-      return container instanceof IommufdCtx ? EOPNOTSUPP : EBADFD;
+      const ctx = iommufdCtxFromFile(file);
+      if (ctx instanceof Errno) return EBADFD;
+      iommufdVfioCompatIoasCreate(ctx);
+      this.iommufd = ctx;
+      return 0;
     } finally {
       this.lock.unlock();
       this.kernel.fs.fput(file);
@@ -204,9 +222,12 @@ export class VfioGroup {
   *unsetContainer(): Step<number | Errno> {
     yield* this.lock.lock();
     try {
-      if (this.container === undefined) return EINVAL;
-      if (this.containerUsers !== 1) return EBUSY;
-      yield* this.container.detachGroup(this);
+      if (!this.#hasIommu) return EINVAL;
+      if (this.container !== undefined) {
+        if (this.containerUsers !== 1) return EBUSY;
+        yield* this.container.detachGroup(this);
+      }
+      this.#putIommufd();
       return 0;
     } finally {
       this.lock.unlock();
@@ -221,7 +242,7 @@ export class VfioGroup {
     yield* this.lock.lock();
     try {
       if (this.iommuGroup === undefined) return ENODEV;
-      if (this.container !== undefined) status.flags = V.VFIO_GROUP_FLAGS_CONTAINER_SET | V.VFIO_GROUP_FLAGS_VIABLE;
+      if (this.#hasIommu) status.flags = V.VFIO_GROUP_FLAGS_CONTAINER_SET | V.VFIO_GROUP_FLAGS_VIABLE;
       else status.flags = this.iommuGroup.dmaOwnerClaimed ? 0 : V.VFIO_GROUP_FLAGS_VIABLE;
     } finally {
       this.lock.unlock();
@@ -273,10 +294,10 @@ export class VfioGroup {
     const { device } = df;
     yield* this.lock.lock();
     try {
-      if (this.container === undefined) return EINVAL;
+      if (!this.#hasIommu) return EINVAL;
       yield* device.devSet.lock.lock();
       try {
-        const error = yield* vfioDfOpen(df);
+        const error = yield* vfioDfGroupOpen(df, this.iommufd);
         if (error === undefined) df.accessGranted = true;
         return error;
       } finally {

@@ -8,7 +8,8 @@ import { Bench, type BenchOptions } from "./bench.ts";
 const RW = V.VFIO_DMA_MAP_FLAG_READ | V.VFIO_DMA_MAP_FLAG_WRITE;
 
 export class GroupBench extends Bench {
-  readonly container: number;
+  /** What containers are meant by calls that name none. */
+  container: number;
 
   constructor(options: BenchOptions = {}) {
     super(options);
