@@ -2,6 +2,7 @@
 /** The command line: each verb is a module of its own, loaded when it is called. */
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import type { ExploreCommand } from "./explore.ts";
 import type { RunCommand } from "./run.ts";
 
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string };
@@ -47,6 +48,30 @@ program
   .action(async (name: string, args: string[], options: RunCommand) => {
     const { runProgram } = await import("./run.ts");
     await runProgram(name, args, options);
+  });
+
+program
+  .command("explore")
+  .description("take a scenario of the kernel's own code through every schedule that matters; without a name, list the scenarios")
+  .option("--strategy <name>", "optimal (each trace once), all (every interleaving), pct or random", "optimal")
+  .option("--preemptions <n>", "with all: how often a thread that could go on may be stopped")
+  .option("--runs <n>", "with pct and random: how many runs", "1000")
+  .option("--seed <n>", "with pct and random: what they draw from", "1")
+  .option("--depth <n>", "with pct: ordered events that the bug needs", "3")
+  .argument("[scenario]", "its name")
+  .action(async (name: string | undefined, options: ExploreCommand) => {
+    const { explore, listScenarios } = await import("./explore.ts");
+    if (name === undefined) listScenarios();
+    else process.exitCode = explore(name, options);
+  });
+
+program
+  .command("replay")
+  .description("run one schedule again, as explore has printed it, and show it step by step")
+  .argument("<schedule>", "scenario:steps, as in map-vs-revoke:a2b4a")
+  .action(async (schedule: string) => {
+    const { replaySchedule } = await import("./explore.ts");
+    process.exitCode = replaySchedule(schedule);
   });
 
 const machine = program.command("machine").description("machine descriptions");

@@ -1,5 +1,6 @@
 export { type AbstractThread, abstractProgram, lock, type Op, read, unlock, update, write } from "./abstract.ts";
 export { exploreOptimal } from "./dpor.ts";
+export { formatInterleaving, type Told, type ToldStep, tell } from "./interleaving.ts";
 export {
   type Counts,
   dependent,
@@ -12,7 +13,10 @@ export {
   type Violation,
 } from "./program.ts";
 export { replay, type Shrunk, shrink } from "./replay.ts";
+export { scenarios } from "./scenarios/index.ts";
+export { type MapVsRevokeOptions, mapVsRevoke } from "./scenarios/map_vs_revoke.ts";
 export { formatSchedule, parseSchedule } from "./schedule.ts";
 export { type Choose, drive, exploreAll, explorePct, exploreRandom } from "./search.ts";
+export { InvariantBroken, Recorder, type Scenario, type Scene, taskProgram } from "./tasks.ts";
 export { traceOf } from "./trace_key.ts";
 export { type WaitFor, waitCycle } from "./wait_for.ts";

@@ -26,9 +26,6 @@ export interface Footprint {
   readonly woke: readonly number[];
 }
 
-export const reads = (object: number): number => object * 2;
-export const writes = (object: number): number => object * 2 + 1;
-
 /** True when the order of the two steps can matter. */
 export function dependent(a: Footprint, b: Footprint): boolean {
   const p = a.accesses;

@@ -23,6 +23,8 @@ import { type Named, type SchedPoint, type Step, type Steps, Task } from "./task
 export interface SchedObserver {
   acquired?(task: Task, lock: LockLike, mode: "write" | "read"): void;
   released?(task: Task, lock: LockLike): void;
+  /** What tasks wait on was looked at or changed: whoever orders steps by what they share must know. Locks are not told here. */
+  touched?(on: Named): void;
   blocked?(task: Task, on: Named): void;
   woken?(task: Task): void;
   started?(task: Task): void;

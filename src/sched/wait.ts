@@ -14,7 +14,13 @@ abstract class Waitable implements Named {
     this.name = name;
   }
 
+  /** Tells the observer, in every place where the outcome depends on who came first. */
+  protected touch(): void {
+    this.sched.observer?.touched?.(this);
+  }
+
   protected park(): SchedPoint {
+    this.touch();
     const task = this.sched.current;
     if (!this.#waiters.includes(task)) this.#waiters.push(task);
     this.sched.block(this);
@@ -22,11 +28,13 @@ abstract class Waitable implements Named {
   }
 
   protected unpark(): void {
+    this.touch();
     const i = this.#waiters.indexOf(this.sched.current);
     if (i >= 0) this.#waiters.splice(i, 1);
   }
 
   protected wakeWaiters(): void {
+    this.touch();
     for (const t of this.#waiters) this.sched.wake(t);
   }
 }
@@ -49,10 +57,12 @@ export class Completion extends Waitable {
 
   /** Forgets the events so far. */
   reinit(): void {
+    this.touch();
     this.#done = 0;
   }
 
   get done(): boolean {
+    this.touch();
     return this.#done > 0;
   }
 

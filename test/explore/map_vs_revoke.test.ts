@@ -1,0 +1,82 @@
+/** The whole kernel through every schedule of a map, a revoke and an unmap; and with the recheck under the reservation taken out. */
+import { describe, expect, test } from "vitest";
+import {
+  exploreAll,
+  exploreOptimal,
+  formatInterleaving,
+  formatSchedule,
+  mapVsRevoke,
+  parseSchedule,
+  type Run,
+  replay,
+  type Scenario,
+  shrink,
+  taskProgram,
+  tell,
+} from "../../src/explore/index.ts";
+import type { PrivateMap } from "../../src/kernel/dma_buf/interconnect.ts";
+import type { PhysVec } from "../../src/kernel/dma_buf/mapping.ts";
+import type { VfioPciDmaBuf } from "../../src/kernel/vfio/pci/vfio_pci_dmabuf.ts";
+
+function statesOf(explore: (onRun: (run: Run) => undefined) => unknown): string[] {
+  const states = new Set<string>();
+  explore((run) => void states.add(run.outcome.state));
+  return [...states].sort();
+}
+
+/** Hands the address out without a look at the flag. */
+const careless: PrivateMap = (att) => ({ ...((att.dmabuf.priv as VfioPciDmaBuf).physVec[0] as PhysVec) });
+
+/** H6: the exporter does not look again under the reservation whether it is revoked. */
+const withoutRecheck = (unmapper: boolean): Scenario =>
+  mapVsRevoke({
+    unmapper,
+    alter: (k) => k.modules.exportSymbol("vfio_pci_core", "vfio_pci_dma_buf_iommufd_map", careless, ["iommufd"]),
+  });
+
+describe("map against revoke", { timeout: 60_000 }, () => {
+  test("holds I1 to I4 and I7 in every trace, with a thread that unmaps", () => {
+    const counts = exploreOptimal(taskProgram(mapVsRevoke()), (run) => {
+      expect(run.outcome.violation, formatSchedule(run.schedule)).toBeUndefined();
+      return undefined;
+    });
+    expect(counts).toMatchObject({ violations: 0, exhausted: true });
+    expect(counts.executions).toBeGreaterThan(100);
+  });
+
+  test("ends in the states that interleavings with two preemptions end in, and in no others", () => {
+    const program = taskProgram(mapVsRevoke({ unmapper: false }));
+    const states = statesOf((f) => exploreOptimal(program, f));
+    expect(states).toEqual([
+      "map = 0, toggle = 2 2; mapped",
+      "map = 0, toggle = 2 2; not mapped",
+      "map = ENODEV, toggle = 2 2; not mapped",
+    ]);
+    expect(statesOf((f) => exploreAll(program, f, 2))).toEqual(states);
+  });
+
+  test("would map a revoked buffer if the exporter did not look again under the reservation (H6)", () => {
+    const scenario = withoutRecheck(true);
+    const program = taskProgram(scenario);
+    let found: Run | undefined;
+    const counts = exploreOptimal(program, (run) => {
+      if (run.outcome.violation === undefined) return undefined;
+      found = run;
+      return true;
+    });
+    const { schedule, outcome } = found as unknown as Run;
+    expect(outcome.violation).toMatchObject({ kind: "invariant", message: expect.stringContaining("I1") });
+    expect(counts.executions).toBeLessThan(200);
+    const small = shrink(program, schedule, outcome.violation as never);
+    const text = formatSchedule(small.schedule);
+    expect(text.length).toBeLessThanOrEqual(6);
+    // The string is all that is needed.
+    const again = replay(taskProgram(scenario), parseSchedule(text));
+    expect(again.outcome.violation).toEqual(small.run.outcome.violation);
+    const lines = formatInterleaving(scenario, tell(scenario, parseSchedule(text)));
+    expect(lines[0]).toMatch(/^ +map +toggle +unmap +locks held$/);
+    expect(lines.at(-1)).toContain("I1");
+    expect(lines.join("\n")).toMatch(/lock RESV/);
+    expect(lines.join("\n")).toMatch(/toggle: .*RESV/);
+  });
+});

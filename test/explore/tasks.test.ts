@@ -1,0 +1,181 @@
+/** Tasks of the scheduler under exploration: what orders their steps, and what is found wrong with them. */
+import { describe, expect, test } from "vitest";
+import {
+  exploreAll,
+  exploreOptimal,
+  InvariantBroken,
+  type Outcome,
+  type Recorder,
+  type Scenario,
+  taskProgram,
+} from "../../src/explore/index.ts";
+import { Completion, LockClass, Mutex, Refcount, RwSem, Sched, type Step, type Steps } from "../../src/sched/index.ts";
+
+/** A world of the test's making and the bodies of its tasks. */
+function scenario<W>(
+  make: (sched: Sched, recorder: Recorder) => W,
+  bodies: readonly ((w: W) => Step<void>)[],
+  end?: (w: W) => string,
+): Scenario {
+  const threads = bodies.map((_, i) => `task ${i}`);
+  return {
+    name: "test",
+    summary: "a test",
+    threads,
+    setUp(record) {
+      const sched = new Sched();
+      const w = make(sched, record(sched));
+      const tasks = bodies.map((b, i) => {
+        const t = sched.thread(threads[i] as string, "the test");
+        const body: Steps<void> = () => b(w);
+        sched.start(t, body());
+        return t;
+      });
+      return { tasks, end: () => end?.(w) ?? "" };
+    },
+  };
+}
+
+/** What either strategy sees; they must agree on the states. */
+function outcomes(s: Scenario): Map<string, Outcome> {
+  const optimal = new Map<string, Outcome>();
+  const all = new Map<string, Outcome>();
+  exploreOptimal(taskProgram(s), ({ outcome }) => void optimal.set(outcome.state, outcome));
+  exploreAll(taskProgram(s), ({ outcome }) => void all.set(outcome.state, outcome));
+  expect([...optimal.keys()].sort()).toEqual([...all.keys()].sort());
+  return optimal;
+}
+
+const violations = (s: Scenario): string[] =>
+  [...outcomes(s).values()].flatMap((o) => (o.violation === undefined ? [] : [`${o.violation.kind}: ${o.violation.message}`]));
+
+const A = new LockClass("A");
+const B = new LockClass("B");
+
+function abba(lockdep: boolean): Scenario {
+  const make = (sched: Sched): { a: Mutex; b: Mutex } => {
+    sched.lockdep.enabled = lockdep;
+    return { a: new Mutex(sched, A), b: new Mutex(sched, B) };
+  };
+  const nest = (outer: Mutex, inner: Mutex): Step<void> =>
+    (function* () {
+      yield* outer.lock();
+      yield* inner.lock();
+      inner.unlock();
+      outer.unlock();
+    })();
+  return scenario(make, [({ a, b }) => nest(a, b), ({ a, b }) => nest(b, a)]);
+}
+
+describe("found", () => {
+  test("a deadlock, told as the cycle of who waits for whom", () => {
+    expect(violations(abba(false))).toEqual(["deadlock: task 0 waits for B, held by task 1; task 1 waits for A, held by task 0"]);
+  });
+
+  test("a cycle of lock classes, in runs that do not deadlock", () => {
+    const found = violations(abba(true));
+    expect(found.some((v) => v.startsWith("lockdep: lockdep: possible deadlock"))).toBe(true);
+  });
+
+  test("a wait for what never comes", () => {
+    const lost = scenario((s) => new Completion(s, "news"), [(c) => c.wait()]);
+    expect(violations(lost)).toEqual(["deadlock: task 0 waits for news, which nobody will bring"]);
+  });
+
+  test("a completion that is forgotten between the event and the wait", () => {
+    const s = scenario(
+      (sched) => new Completion(sched, "news"),
+      [
+        (c) => c.wait(),
+        function* (c) {
+          c.complete();
+        },
+        function* (c) {
+          c.reinit();
+        },
+      ],
+    );
+    expect([...outcomes(s).keys()].sort()).toEqual(["", "deadlock: task 0 waits for news, which nobody will bring"]);
+  });
+
+  test("a reference put twice, because the look at the flag is outside the lock", () => {
+    const s = scenario(
+      (sched, recorder) => {
+        const w = { lock: new Mutex(sched, A), dead: false, refs: new Refcount("thing") };
+        recorder.watch(w, "dead");
+        return w;
+      },
+      [0, 1].map(
+        () =>
+          function* (w: { lock: Mutex; dead: boolean; refs: Refcount }): Step<void> {
+            const { dead } = w;
+            yield* w.lock.lock();
+            try {
+              if (!dead) w.refs.put();
+              w.dead = true;
+            } finally {
+              w.lock.unlock();
+            }
+          },
+      ),
+    );
+    expect(violations(s)).toEqual(["bug: refcount thing: underflow"]);
+  });
+
+  test("what the scene says must hold and does not", () => {
+    const s = scenario(
+      () => ({}),
+      [
+        function* () {
+          throw new InvariantBroken("no good");
+        },
+      ],
+    );
+    expect(violations(s)).toEqual(["invariant: no good"]);
+  });
+});
+
+test("readers of a semaphore are not ordered against each other, and both are against the writer", () => {
+  const s = scenario(
+    (sched) => ({ sem: new RwSem(sched, A), order: [] as string[] }),
+    [
+      ...["r1", "r2"].map(
+        (name) =>
+          function* (w: { sem: RwSem; order: string[] }): Step<void> {
+            yield* w.sem.downRead();
+            w.order.push(name);
+            w.sem.upRead();
+          },
+      ),
+      function* (w) {
+        yield* w.sem.downWrite();
+        w.order.push("w");
+        w.sem.upWrite();
+      },
+    ],
+    ({ order }) => `${order.slice(0, order.indexOf("w")).sort().join(" ")} before the writer`,
+  );
+  expect(outcomes(s).size).toBe(4);
+  expect(exploreOptimal(taskProgram(s), () => undefined)).toMatchObject({ executions: 4, exhausted: true });
+});
+
+test("a trylock that fails in one order succeeds in another", () => {
+  const s = scenario(
+    (sched) => ({ a: new Mutex(sched, A), b: new Mutex(sched, B), got: "?" }),
+    [
+      function* (w) {
+        yield* w.a.lock();
+        yield* w.b.lock();
+        w.b.unlock();
+        w.a.unlock();
+      },
+      function* (w) {
+        const got = yield* w.a.tryLock();
+        w.got = String(got);
+        if (got) w.a.unlock();
+      },
+    ],
+    ({ got }) => got,
+  );
+  expect([...outcomes(s).keys()].sort()).toEqual(["false", "true"]);
+});
