@@ -57,6 +57,6 @@ describe.skipIf(!program.built)("a program that drives devices", () => {
     const [median] = (/latency_us (\d+)/.exec(out) ?? []).slice(1).map(Number);
     expect(median).toBeGreaterThan(0);
     // Alone on the machine it is below 2 ms; other work may take its time.
-    expect(median).toBeLessThan((LAZY_MS + 20) * 1000);
+    expect(median).toBeLessThan((LAZY_MS + 100) * 1000);
   });
 });
