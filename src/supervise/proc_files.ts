@@ -1,6 +1,7 @@
 /**
  * Files of /proc that tell of what the real kernel knows nothing about:
- * `/proc/self/fdinfo/FD` of the embedded kernel's files, and the interrupts by
+ * `/proc/self/fdinfo/FD` of the embedded kernel's files; how much memory that
+ * kernel has pinned and locked, in `/proc/PID/status`; and the interrupts by
  * which the described machine's IOMMU reports faults, in `/proc/interrupts`.
  *
  * The rest of `/proc/interrupts` is the real one's, but for lines of an IOMMU of
@@ -17,9 +18,10 @@ import { O_ACCMODE, O_CLOEXEC, O_PATH, O_RDONLY } from "../uapi/index.ts";
 import { Call } from "./call.ts";
 import * as sys from "./numbers.ts";
 import type { Core } from "./supervisor.ts";
-import type { Handler, Outcome, TrappedCall } from "./types.ts";
+import type { Handler, Outcome, SupervisedProcess, TrappedCall } from "./types.ts";
 
 const INTERRUPTS = "/proc/interrupts";
+const STATUS = /^\/proc\/(self|thread-self|\d+)\/status$/;
 const FDINFO = /^\/proc\/(self|thread-self|\d+)\/fdinfo\/(\d{1,9})$/;
 
 export function registerProcFiles(core: Core): void {
@@ -31,7 +33,11 @@ export function registerProcFiles(core: Core): void {
     const handler: Handler = (call) => open(core, call, call.path(path), call.int(flags));
     handler.concerns = (call) => {
       const p = call.path(path);
-      return typeof p === "string" && p.startsWith("/proc/") && (p === INTERRUPTS || ownFd(core, call, p) !== undefined);
+      return (
+        typeof p === "string" &&
+        p.startsWith("/proc/") &&
+        (p === INTERRUPTS || pinner(core, call, p) !== undefined || ownFd(core, call, p) !== undefined)
+      );
     };
     core.handle(nr, handler);
   }
@@ -50,8 +56,28 @@ function ownFd(core: Core, call: TrappedCall, path: string): number | undefined 
 function* open(core: Core, call: TrappedCall, path: string | Errno, flags: number): Step<Outcome | undefined> {
   if (path instanceof Errno || (flags & O_ACCMODE) !== O_RDONLY || (flags & O_PATH) !== 0) return undefined;
   const fd = ownFd(core, call, path);
-  const text = fd === undefined ? interrupts(core.kernel) : yield* fdinfo(call, fd);
+  const owner = fd === undefined ? pinner(core, call, path) : undefined;
+  const text = fd !== undefined ? yield* fdinfo(call, fd) : owner !== undefined ? status(path, call, owner) : interrupts(core.kernel);
   return text instanceof Errno ? undefined : give(text, (flags & O_CLOEXEC) !== 0);
+}
+
+/** The process that a `status` tells of, if the embedded kernel holds memory of it. */
+function pinner(core: Core, call: TrappedCall, path: string): SupervisedProcess | undefined {
+  const who = STATUS.exec(path)?.[1];
+  if (who === undefined) return undefined;
+  const process = who.endsWith("self") ? call.process : core.process(Number(who));
+  return process !== undefined && process.mm.pinnedVm + process.mm.lockedVm > 0 ? process : undefined;
+}
+
+/** The real one, with what is pinned and locked here counted. A program reads it as `/proc/self`, barlink does not. */
+function status(path: string, call: TrappedCall, { mm }: SupervisedProcess): string {
+  const text = readFileSync(path.replace(/^\/proc\/(thread-)?self\//, `/proc/${call.tid}/`), "latin1");
+  const add = (line: string, field: string, pages: number): string =>
+    line.replace(
+      new RegExp(`^(${field}:\\s*)(\\d+) kB$`, "m"),
+      (_, _head: string, kb: string) => `${field}:\t${String(Number(kb) + 4 * pages).padStart(8)} kB`,
+    );
+  return add(add(text, "VmLck", mm.lockedVm), "VmPin", mm.pinnedVm);
 }
 
 function* fdinfo(call: TrappedCall, fd: number): Step<string | Errno> {

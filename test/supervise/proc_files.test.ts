@@ -27,6 +27,24 @@ describe("/proc/self/fdinfo", () => {
   });
 });
 
+describe("/proc/self/status", () => {
+  it("counts the memory that a container has locked, and no longer when it is gone", () => {
+    const program = `import ctypes, fcntl, glob, mmap, os, struct
+c, g = os.open("/dev/vfio/vfio", os.O_RDWR), os.open(sorted(glob.glob("/dev/vfio/[0-9]*"))[0], os.O_RDWR)
+fcntl.ioctl(g, 0x3b68, struct.pack("i", c))
+fcntl.ioctl(c, 0x3b66, 3)
+m = mmap.mmap(-1, 8192)
+at = ctypes.addressof(ctypes.c_char.from_buffer(m))
+def locked(): return [l.split()[1] for l in open("/proc/self/status") if l.startswith("VmLck")][0]
+print(locked())
+fcntl.ioctl(c, 0x3b71, struct.pack("IIQQQ", 32, 3, at, 0x100000, 8192))
+print(locked())
+os.close(g)
+print(locked())`;
+    expect(shell(`python3 -c '${program}'`)).toBe("0\n8\n0\n");
+  });
+});
+
 describe("/proc/interrupts", () => {
   it("has the machine's IOMMU once, with a number per processor, below the real interrupts", () => {
     const lines = shell("cat /proc/interrupts").split("\n");
