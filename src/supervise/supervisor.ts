@@ -16,12 +16,12 @@ import { arch, closeFd, type Listener, type Notification } from "../host/index.t
 import type { File } from "../kernel/fs/file.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { EBADF, EINTR, EIO, Errno } from "../lib/errno.ts";
+import { KernelBug } from "../lib/kernel_bug.ts";
 import type { Step, Task } from "../sched/task.ts";
 import { O_CLOEXEC } from "../uapi/index.ts";
 import { Call, type CallHost } from "./call.ts";
 import { type Held, HeldFiles } from "./files.ts";
 import { AUDIT_ARCH_I386, matches, X32_BIT } from "./filter.ts";
-import { defaultHooks } from "./hooks.ts";
 import * as sys from "./numbers.ts";
 import { Processes, type ServedProcess } from "./processes.ts";
 import {
@@ -43,6 +43,10 @@ export interface CoreOptions extends SuperviseOptions {
   readonly directory: string;
   /** Takes a line for the user. */
   readonly warn: (message: string) => void;
+}
+
+function unset(): never {
+  throw new KernelBug("no part supplies the hooks (registerMemory)");
 }
 
 interface Registration {
@@ -89,7 +93,7 @@ export class Core implements Supervisor, CallHost {
     this.options = options;
     this.directory = options.directory;
     this.warn = options.warn;
-    this.hooks = defaultHooks();
+    this.hooks = { memory: unset, foreign: unset, credentials: unset };
     this.registry = new Processes(kernel, {
       memory: (target) => this.hooks.memory(this, target),
       source: () => this.currentCall,

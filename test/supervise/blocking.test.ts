@@ -1,7 +1,7 @@
 /** Calls that wait: others go on, signals and death end them. */
 import { spawnSync } from "node:child_process";
 import { rmSync } from "node:fs";
-import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { compile, privateTmp, root } from "./support.ts";
 
@@ -17,7 +17,7 @@ let dir = "";
 
 beforeAll(() => {
   dir = privateTmp();
-  const script = join(import.meta.dirname, "blocking.ts");
+  const script = fileURLToPath(new URL("./blocking.ts", import.meta.url));
   const args = ["--import", "tsx", script, compile("core.c", dir), dir, ...MODES];
   const r = spawnSync(process.execPath, args, { cwd: root, encoding: "utf8", timeout: 50_000 });
   expect(r.stderr).toBe("");
