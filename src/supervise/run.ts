@@ -6,9 +6,7 @@
  * sends (^C, ^\) reaches it without us, and must not end us before it. A signal
  * that somebody sends to us alone is meant for the program, and is passed on.
  */
-import { mkdtempSync, readFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { readFileSync } from "node:fs";
 import { startWorker } from "../host/worker.ts";
 import { endLike } from "./exit.ts";
 import { findProgram, LaunchError } from "./launch.ts";
@@ -43,8 +41,8 @@ export async function run(command: string, args: readonly string[], options: Run
     process.exit(e.status);
   }
   for (const w of launch.warnings) say(w);
-  const directory = mkdtempSync(join(tmpdir(), "barlink-"));
-  const watchdog = new Watchdog(directory);
+  const watchdog = new Watchdog();
+  const { directory } = watchdog;
   const order: RunOrder = { ...options, traceFile: options.traceFile, file: launch.file, argv: launch.argv, directory };
   const message = await supervise(order, (pid) => signals.to(pid));
   await watchdog.dismiss();

@@ -11,7 +11,9 @@
  * was used again is left alone), with their descendants.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { rmSync, writeFileSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 /** The list in our folder: "PID START_TIME" a line. */
@@ -21,6 +23,7 @@ const SCRIPT = `
 trap '' HUP INT QUIT TERM TSTP TTIN TTOU
 dir=$1
 read -r word && [ "$word" = done ] && exit 0
+[ -d "$dir" ] || exit 0
 start_of() {
   read -r line 2>/dev/null < "/proc/$1/stat" || return 1
   set -- \${line##*) }
@@ -29,7 +32,7 @@ start_of() {
 ours=' '
 while read -r pid start0; do
   start_of "$pid" && [ "$start" = "$start0" ] && ours="$ours$pid "
-done < "$dir/${PROCESS_LIST}"
+done 2>/dev/null < "$dir/${PROCESS_LIST}"
 killed=0 round=0
 while [ "$round" -lt 5 ]; do
   round=$((round + 1)) found=
@@ -60,13 +63,13 @@ const END_MS = 300;
 
 export class Watchdog {
   readonly #child: ChildProcess;
-  readonly #directory: string;
+  /** Ours, 0700, in the folder for temporary files; it goes with us. */
+  readonly directory: string;
 
-  /** `directory`: ours; it goes with us. Without /bin/sh nobody watches. */
-  constructor(directory: string) {
-    this.#directory = directory;
-    writeFileSync(join(directory, PROCESS_LIST), "");
-    this.#child = spawn("/bin/sh", ["-c", SCRIPT, "barlink-watchdog", directory], {
+  /** Makes the folder once somebody watches who would remove it. Without /bin/sh nobody does. */
+  constructor() {
+    this.directory = join(tmpdir(), `barlink-${randomBytes(6).toString("hex")}`);
+    this.#child = spawn("/bin/sh", ["-c", SCRIPT, "barlink-watchdog", this.directory], {
       detached: true,
       cwd: "/",
       env: { PATH: "/usr/bin:/bin" },
@@ -75,6 +78,14 @@ export class Watchdog {
     this.#child.on("error", () => {});
     this.#child.stdin?.on("error", () => {});
     this.#child.unref();
+    try {
+      mkdirSync(this.directory, 0o700);
+    } catch (e) {
+      // It is not ours to be removed.
+      this.#child.stdin?.end("done\n");
+      throw e;
+    }
+    writeFileSync(join(this.directory, PROCESS_LIST), "");
   }
 
   /** All went well: the watchdog ends, and the folder is removed. */
@@ -89,6 +100,6 @@ export class Watchdog {
       child.stdin?.end("done\n");
       await ended;
     }
-    rmSync(this.#directory, { recursive: true, force: true });
+    rmSync(this.directory, { recursive: true, force: true });
   }
 }
