@@ -71,6 +71,10 @@ export class HeldFiles implements SupervisedFiles {
     return this.#byId.size;
   }
 
+  byId(id: number): File | undefined {
+    return this.#byId.get(id)?.file;
+  }
+
   lookup(tid: number, fd: number): File | undefined {
     return this.held(tid, fd)?.file;
   }

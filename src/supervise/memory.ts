@@ -25,6 +25,7 @@ export function registerMemory(supervisor: Supervisor): RealMemory {
     const call = supervisor.currentCall;
     return call?.process.target === target ? call.tid : undefined;
   };
+  shared.heldFile = (id) => supervisor.files.byId(id);
   const foreign = new ForeignFiles(shared, (fd, callback) => supervisor.onReadable(fd, callback));
   const credentials = new WeakMap<SupervisedProcess, TargetCredentials>();
   hooks.memory = (_s, target) => new ProcessMemory(shared, target);

@@ -57,11 +57,13 @@ import { readMemory, writeMemory } from "../host/process_vm.ts";
 import { encodeDev, statAt, statFd } from "../host/stat.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import type { UserMemory } from "../kernel/mm/user_memory.ts";
-import { hex, minN, PAGE_MASK_N, PAGE_SHIFT, PAGE_SIZE_N, type Pfn } from "../lib/addr.ts";
+import { hex, minN, PAGE_MASK_N, PAGE_SHIFT, PAGE_SIZE_N, type Pfn, type PhysAddr } from "../lib/addr.ts";
 import { EFAULT, EPERM, Errno } from "../lib/errno.ts";
+import type { Step } from "../sched/task.ts";
 import type { LostReason } from "../trace/events/mm.ts";
 import { O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../uapi/index.ts";
 import { AddressStore } from "./address_store.ts";
+import { devicePage, heldIdOf } from "./device_mappings.ts";
 import type { PinnedPages } from "./pins.ts";
 import type { FileKind, RealFile, RealMemory } from "./real_file.ts";
 
@@ -140,6 +142,14 @@ export class ProcessMemory implements UserMemory {
     } finally {
       for (const p of parts) p.file?.put();
     }
+  }
+
+  *followPfnmap(addr: bigint, write: boolean): Step<PhysAddr | Errno | undefined> {
+    const mapping = this.mappingFrom(addr);
+    if (mapping === undefined || mapping.start > addr) return undefined;
+    const id = heldIdOf(mapping);
+    const file = id === undefined ? undefined : this.shared.heldFile(id);
+    return file === undefined ? undefined : yield* devicePage(file, mapping, addr, write);
   }
 
   unpin(pfns: readonly Pfn[], _dirty: boolean): void {

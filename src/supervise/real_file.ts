@@ -25,6 +25,7 @@ import { sizeOfFd, writeMapped } from "../host/mapping.ts";
 import { reopenFd } from "../host/memfd.ts";
 import { fileSeals } from "../host/nowait.ts";
 import { encodeDev, type FileStatus, statFd } from "../host/stat.ts";
+import type { File } from "../kernel/fs/file.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import type { PageSource } from "../kernel/mm/page_cache.ts";
 import { PAGE_SHIFT, PAGE_SIZE, type Pfn } from "../lib/addr.ts";
@@ -63,6 +64,8 @@ export class RealMemory {
   readonly budget: PinBudget = new PinBudget();
   /** The thread to reach a process's memory by, if it waits for us now; undefined when it may be gone at any time. */
   caller: (target: { readonly tid: number }) => number | undefined = (target) => target.tid;
+  /** The embedded kernel's file of an id, if a program holds it. */
+  heldFile: (id: number) => File | undefined = () => undefined;
   /** Calls that were taken up so far: what was read in one of them is old in the next. */
   calls = 0;
   /** False once following /proc/PID/map_files was refused: it takes CAP_CHECKPOINT_RESTORE. */

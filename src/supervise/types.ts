@@ -105,6 +105,8 @@ export interface Target {
 
 /** Files of the embedded kernel that the program holds: each descriptor stands for a memfd that we made. */
 export interface SupervisedFiles {
+  /** The file of the id that stands in a memory file's name, while the program holds it. */
+  byId(id: number): File | undefined;
   /** The file behind descriptor `fd` of thread `tid` if it is ours. No reference is taken. */
   lookup(tid: number, fd: number): File | undefined;
   /**

@@ -121,6 +121,7 @@ export class BarBench {
     const part: Partial<Supervisor> = {
       kernel,
       files: {
+        byId: () => undefined,
         lookup: () => undefined,
         memfd: (file) => this.#held.get(file)?.memfd,
         onLastClose: (file, callback) => {

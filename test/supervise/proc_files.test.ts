@@ -27,6 +27,34 @@ describe("/proc/self/fdinfo", () => {
   });
 });
 
+describe("a type1 container", () => {
+  it("maps a BAR that the program has mapped, and refuses it while the memory is switched off", () => {
+    const program = `import ctypes, errno, fcntl, glob, mmap, os, struct, array
+c, g = os.open("/dev/vfio/vfio", os.O_RDWR), os.open("/dev/vfio/" + os.readlink("/sys/bus/pci/devices/0000:03:00.0/iommu_group").split("/")[-1], os.O_RDWR)
+fcntl.ioctl(g, 0x3b68, struct.pack("i", c))
+fcntl.ioctl(c, 0x3b66, 3)
+d = fcntl.ioctl(g, 0x3b6a, array.array("B", b"0000:03:00.0\\0"))
+def offset(index):
+    info = bytearray(struct.pack("IIIIQQ", 32, 0, index, 0, 0, 0))
+    fcntl.ioctl(d, 0x3b6c, info)
+    return struct.unpack("IIIIQQ", info)[5]
+def memory(on): os.pwrite(d, struct.pack("H", 2 if on else 0), offset(7) + 4)
+memory(True)
+m = mmap.mmap(d, 8192, offset=offset(4))
+at = ctypes.addressof(ctypes.c_char.from_buffer(m))
+def map(iova):
+    try: return fcntl.ioctl(c, 0x3b71, struct.pack("IIQQQ", 32, 3, at, iova, 8192)) and 0 or 0
+    except OSError as e: return errno.errorcode[e.errno]
+print(map(0x100000))
+memory(False)
+print(map(0x200000))
+memory(True)
+print(map(0x200000))`;
+    const r = barlink(["--machine", "oracle", "--", "python3", "-c", program.replaceAll("\\\\", "\\")]);
+    expect(r).toMatchObject({ status: 0, out: "0\nEFAULT\n0\n", err: NOTHING_LEFT });
+  });
+});
+
 describe("/proc/self/status", () => {
   it("counts the memory that a container has locked, and no longer when it is gone", () => {
     const program = `import ctypes, fcntl, glob, mmap, os, struct
