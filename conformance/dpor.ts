@@ -22,9 +22,9 @@ import { EXPECTED } from "./dpor_programs.ts";
 
 const VARIABLES = 2;
 const LOCKS = 2;
-const PROGRAMS = 400;
+const PROGRAMS = 300;
 /** Interleavings beyond which a random program is not enumerated. */
-const LIMIT = 20_000;
+const LIMIT = 4000;
 
 /** Two to four threads of a few operations; conditions on what was read; locks held over others, so that some deadlock. */
 export function randomProgram(rng: Rng): Program {

@@ -104,15 +104,26 @@ class Optimal {
     const decided = frames.length;
     this.#last = [];
     this.#wokenBy = [];
-    for (let i = 0; i < decided; i++) this.#take(run, i, i < decided - 1);
+    for (let i = 0; i < decided - 1; i++) this.#take(run, i, true);
+    const turn = frames[decided - 1];
+    if (turn !== undefined) {
+      if (!run.enabled().includes(turn.thread)) {
+        // Again a plan that does not hold: nothing was done, and it need not sleep.
+        turn.footprint = ANYTHING;
+        return false;
+      }
+      this.#take(run, decided - 1, false);
+    }
     for (;;) {
       const enabled = run.enabled();
       if (enabled.length === 0) return true;
       const before = frames[frames.length - 1];
       const sleep = before === undefined ? [] : before.sleep.filter((s) => !depends(s.footprint, before.footprint));
-      const [next, ...todo] = before?.below ?? [];
+      const [planned, ...todo] = before?.below ?? [];
+      // A plan made of footprints that have changed may not go on as planned; the state is explored all the same.
+      const next = planned !== undefined && enabled.includes(planned.thread) ? planned : undefined;
       const thread = next?.thread ?? pick(enabled, sleep, before?.thread);
-      if (thread === undefined || !enabled.includes(thread)) return false;
+      if (thread === undefined) return false;
       frames.push({
         thread,
         footprint: UNSEEN,
