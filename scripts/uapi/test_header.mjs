@@ -10,7 +10,9 @@ const C_TYPE = { u8: "__u8", u16: "__u16", u32: "__u32", s32: "__s32", u64: "__u
 /** The members of a structure, those that lie over each other in a union without a name. */
 function members(struct, indent) {
   const one = ([name, type]) =>
-    typeof type === "string" ? `${indent}${C_TYPE[type]} ${name};` : `${indent}struct {\n${members(type, `${indent}\t`)}\n${indent}} ${name};`;
+    typeof type === "string"
+      ? `${indent}${C_TYPE[type]} ${name};`
+      : `${indent}struct {\n${members(type, `${indent}\t`)}\n${indent}} ${name};`;
   const all = Object.entries(struct.fields);
   const overlaid = all.filter(([name]) => struct.union.includes(name));
   const lines = [];
@@ -21,7 +23,9 @@ function members(struct, indent) {
   return lines.join("\n");
 }
 
-const constants = Object.entries(uapi).filter(([name, v]) => /^(IOMMU_TEST_|MOCK_)/.test(name) && (typeof v === "number" || typeof v === "bigint"));
+const constants = Object.entries(uapi).filter(
+  ([name, v]) => /^(IOMMU_TEST_|MOCK_)/.test(name) && (typeof v === "number" || typeof v === "bigint"),
+);
 process.stdout.write(`/* Written by scripts/uapi/test_header.mjs. */
 #include <linux/types.h>
 
