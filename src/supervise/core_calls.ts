@@ -12,7 +12,7 @@ import type { Step } from "../sched/task.ts";
 import { F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_SETFL } from "../uapi/index.ts";
 import { Call } from "./call.ts";
 import * as sys from "./numbers.ts";
-import type { ServedProcess } from "./processes.ts";
+import { imageOf, type ServedProcess } from "./processes.ts";
 import { hostStatus } from "./stat_bytes.ts";
 import type { Core } from "./supervisor.ts";
 import { answer, CONTINUE, type Handler, type Outcome, type TrappedCall, type When } from "./types.ts";
@@ -80,7 +80,7 @@ function* fstat(call: TrappedCall, buffer: number, flags?: number): Step<Outcome
 }
 
 function* watchExec(call: TrappedCall): Step<Outcome> {
-  (call.process as ServedProcess).execPending = true;
+  (call.process as ServedProcess).execPending = imageOf(call.tid);
   return CONTINUE;
 }
 

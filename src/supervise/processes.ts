@@ -10,7 +10,7 @@
  * lives; another thread's is confirmed where it matters (`confirm`).
  */
 import { readFileSync } from "node:fs";
-import { closeFd, FdLinks, pidfdOpen } from "../host/index.ts";
+import { closeFd, FdLinks, pidfdOpen, readMemory } from "../host/index.ts";
 import { Process, type Rlimits } from "../kernel/fs/process.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { Mm } from "../kernel/mm/mm.ts";
@@ -26,20 +26,17 @@ const PRUNE_ABOVE = 64;
 
 export class ServedProcess extends Process implements SupervisedProcess {
   readonly target: Target;
-  /** Which program image it is: where its stack starts. */
-  readonly image: string;
-  /** A call of exec was let through, and what came of it is not known yet. */
-  execPending = false;
+  /** A call of exec was let through, and what came of it is not known yet: which image made it. */
+  execPending: string | undefined = undefined;
   readonly threads: Map<number, Thread> = new Map();
   /** Descriptors that a call reserved and gave up, which the program still has. */
   readonly abandoned: Map<number, Held> = new Map();
 
-  constructor(kernel: Kernel, target: Target, name: string, image: string, memory: UserMemory, source: () => DescriptorSource | undefined) {
+  constructor(kernel: Kernel, target: Target, name: string, memory: UserMemory, source: () => DescriptorSource | undefined) {
     const rlimits: Rlimits = { nofile: 1024, memlock: 0n };
     const creds = { uid: 0, user: kernel.fs.user(0), capabilities: new Set<string>() };
     super(kernel, name, new Mm(kernel, memory), new SupervisedFdTable(rlimits, source), creds, rlimits, target.pid);
     this.target = target;
-    this.image = image;
   }
 }
 
@@ -81,7 +78,6 @@ export interface ProcessEvents {
 interface ProcInfo {
   readonly tgid: number;
   readonly name: string;
-  readonly image: string;
   readonly startTime: string;
 }
 
@@ -118,7 +114,7 @@ export class Processes {
   /** The thread that calls; undefined when it is gone already or is one of barlink's own. */
   thread(tid: number): Thread | undefined {
     const known = this.#threads.get(tid);
-    if (known !== undefined && !known.process.execPending) return known;
+    if (known !== undefined && known.process.execPending === undefined) return known;
     return this.#meet(tid, known);
   }
 
@@ -160,9 +156,10 @@ export class Processes {
   #processFor(info: ProcInfo): ServedProcess | undefined {
     const known = this.#processes.get(info.tgid);
     if (known === undefined) return this.#create(info);
-    if (!known.execPending) return known;
-    known.execPending = false;
-    if (known.image === info.image) return known;
+    const before = known.execPending;
+    if (before === undefined) return known;
+    known.execPending = undefined;
+    if (before !== "" && before === imageOf(info.tgid)) return known;
     this.#dismiss(known);
     const p = this.#make({ ...info, pidfd: known.target.pidfd });
     this.#events.watch(p.target.pidfd, p);
@@ -180,9 +177,9 @@ export class Processes {
     return p;
   }
 
-  #make({ tgid, name, image, pidfd }: ProcInfo & { pidfd: number }): ServedProcess {
+  #make({ tgid, name, pidfd }: ProcInfo & { pidfd: number }): ServedProcess {
     const target: Target = { pid: tgid, tid: tgid, pidfd, alive: true };
-    const p = new ServedProcess(this.#kernel, target, name, image, this.#events.memory(target), () => this.#events.source());
+    const p = new ServedProcess(this.#kernel, target, name, this.#events.memory(target), () => this.#events.source());
     this.#processes.set(tgid, p);
     return p;
   }
@@ -214,17 +211,37 @@ function isAlive(thread: Thread): boolean {
   }
 }
 
-/** What /proc says of a thread and of its group's image. */
+const AT_RANDOM = 25n;
+const RANDOM_BYTES = 16;
+
+/**
+ * Which program image a process runs: the random bytes that the kernel gives to
+ * each. "" when that cannot be told.
+ */
+export function imageOf(pid: number): string {
+  try {
+    const auxv = readFileSync(`/proc/${pid}/auxv`);
+    for (let at = 0; at + 16 <= auxv.length; at += 16) {
+      if (auxv.readBigUInt64LE(at) !== AT_RANDOM) continue;
+      const bytes = new Uint8Array(RANDOM_BYTES);
+      return readMemory(pid, auxv.readBigUInt64LE(at + 8), bytes) === RANDOM_BYTES ? Buffer.from(bytes).toString("hex") : "";
+    }
+  } catch {
+    // Gone, or hidden.
+  }
+  return "";
+}
+
+/** What /proc says of a thread and of its group. */
 function readInfo(tid: number): ProcInfo | undefined {
   try {
     const status = readFileSync(`/proc/${tid}/status`, "latin1");
     const tgid = Number(/^Tgid:\t(\d+)/m.exec(status)?.[1]);
     const name = /^Name:\t(.*)/m.exec(status)?.[1] ?? "";
     const stat = readFileSync(`/proc/${tid === tgid ? tid : tgid}/stat`, "latin1");
-    // Fields from the third on: 22 is the start time, 28 and 48 to 51 are where stack, arguments and environment lie.
+    // Fields from the third on: 22 is the start time.
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    const image = [26, 28, 48, 49, 50, 51].map((n) => fields[n - 3]).join(" ");
-    return { tgid, name, image, startTime: fields[22 - 3] ?? "0" };
+    return { tgid, name, startTime: fields[22 - 3] ?? "0" };
   } catch {
     return undefined;
   }
