@@ -22,6 +22,7 @@ function takeOrder(): SpawnOrder {
 }
 
 const CLONE_FS = 0x200;
+const SIG_SETMASK = 2;
 const POSIX_SPAWN_SETPGROUP = 0x02;
 const POSIX_SPAWN_SETSIGDEF = 0x04;
 const POSIX_SPAWN_SETSIGMASK = 0x08;
@@ -172,6 +173,8 @@ function main(order: SpawnOrder): Outcome {
   const copies = prepareDescriptors(order);
   if (copies instanceof Errno) return { culprit: CULPRIT.preparation, result: copies };
   if (order.filter !== undefined) {
+    // No handler of Node's runs on a thread whose calls wait for an answer. The child starts with an empty mask.
+    syscall4(nr("rt_sigprocmask"), SIG_SETMASK, sigset.address, 0, 8);
     const listener = installListener(order.filter);
     if (listener instanceof Errno) return { culprit: CULPRIT.seccomp, result: listener };
     words[WORD.listener] = listener;

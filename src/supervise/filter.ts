@@ -6,7 +6,9 @@
  * another ABI pass: the file opens among them are reported, so that whoever
  * runs a 32-bit program is told why it sees no devices.
  */
-import { arch, BpfAssembler, SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF } from "../host/index.ts";
+import { readFileSync } from "node:fs";
+import { arch, BpfAssembler, readMaps, SECCOMP_DATA_IP, SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF } from "../host/index.ts";
+import { SYS_brk, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_write, SYS_writev } from "./numbers.ts";
 import type { When } from "./types.ts";
 
 export const AUDIT_ARCH_I386 = 0x4000_0003;
@@ -16,8 +18,38 @@ export const X32_BIT = 0x4000_0000;
 const I386_OPENS = [5, 295];
 const SIGN = 0x8000_0000;
 
-/** Compiles the filter: number → conditions, any of which traps the call. */
-export function compileFilter(traps: ReadonlyMap<number, readonly When[]>): Uint8Array {
+/** Machine code, by address. */
+export interface CodeRange {
+  readonly start: bigint;
+  /** Open. */
+  readonly end: bigint;
+}
+
+/**
+ * What a thread of Node calls when it ends: memory given back, others woken.
+ *
+ * The thread that starts the program is bound by the filter until its own end,
+ * and gives back memory under locks that all threads of this process share. If
+ * such a call waited for an answer, whoever must answer could be waiting for
+ * the lock. So it is recognised, by where it is made from, and never trapped.
+ */
+const AT_A_THREADS_END: readonly number[] = [SYS_munmap, SYS_madvise, SYS_mmap, SYS_mremap, SYS_brk, SYS_write, SYS_writev];
+
+const ADDR_NO_RANDOMIZE = 0x0004_0000;
+
+/**
+ * Where this process's C library makes its system calls from. undefined where
+ * addresses are not randomised: a program's library would lie at the same place.
+ */
+export function ownLibrary(): CodeRange | undefined {
+  const personality = Number.parseInt(readFileSync("/proc/self/personality", "utf8"), 16);
+  if ((personality & ADDR_NO_RANDOMIZE) !== 0) return undefined;
+  const code = readMaps(process.pid)?.find((m) => m.executable && /\/(libc[.-]|ld-musl-)[^/]*$/.test(m.path));
+  return code !== undefined && code.start >> 32n === (code.end - 1n) >> 32n ? code : undefined;
+}
+
+/** Compiles the filter: number → conditions, any of which traps the call. `own`: code whose last calls are let through. */
+export function compileFilter(traps: ReadonlyMap<number, readonly When[]>, own?: CodeRange): Uint8Array {
   const a = new BpfAssembler();
   a.loadArch().if("eq", arch.audit, "native");
   if (arch.name === "x64") {
@@ -36,6 +68,7 @@ export function compileFilter(traps: ReadonlyMap<number, readonly When[]>): Uint
   a.ret(SECCOMP_RET_ALLOW).label("trap-x32").ret(SECCOMP_RET_USER_NOTIF);
   for (const [nr, whens] of traps) {
     a.label(`call${nr}`);
+    if (own !== undefined && AT_A_THREADS_END.includes(nr)) allowFrom(a, own, `elsewhere${nr}`);
     if (whens.some((w) => w.kind === "always")) {
       a.ret(SECCOMP_RET_USER_NOTIF);
       continue;
@@ -46,6 +79,14 @@ export function compileFilter(traps: ReadonlyMap<number, readonly When[]>): Uint
     a.ret(SECCOMP_RET_ALLOW).label(`trap${nr}`).ret(SECCOMP_RET_USER_NOTIF);
   }
   return a.assemble();
+}
+
+function allowFrom(a: BpfAssembler, own: CodeRange, elsewhere: string): void {
+  a.load(SECCOMP_DATA_IP + 4).if("eq", Number(own.start >> 32n), undefined, elsewhere);
+  a.load(SECCOMP_DATA_IP).if("ge", Number(own.start & 0xffff_ffffn), undefined, elsewhere);
+  a.if("gt", Number((own.end - 1n) & 0xffff_ffffn), elsewhere)
+    .ret(SECCOMP_RET_ALLOW)
+    .label(elsewhere);
 }
 
 /** The same test, of a call that was trapped for any reason. */

@@ -7,7 +7,7 @@ import { ENOENT } from "../lib/errno.ts";
 import { boot } from "../machine/boot.ts";
 import { MachineError } from "../machine/schema.ts";
 import { REGION_OFFSET_BASE } from "./device_files.ts";
-import { compileFilter } from "./filter.ts";
+import { compileFilter, ownLibrary } from "./filter.ts";
 import { runLoop } from "./loop.ts";
 import type { RunMessage, RunOrder } from "./messages.ts";
 import { registerAll } from "./parts.ts";
@@ -70,7 +70,7 @@ function serve(core: Core, order: RunOrder, starter: ProgramStarter, tell: (m: R
   const list = join(order.directory, PROCESS_LIST);
   core.registry.onNew = (pid, startTime) => appendFileSync(list, `${pid} ${startTime}\n`);
   setChildSubreaper(true);
-  const spawn = starter.start({ program: order.file, argv: order.argv, filter: compileFilter(core.traps) });
+  const spawn = starter.start({ program: order.file, argv: order.argv, filter: compileFilter(core.traps, ownLibrary()) });
   const listenerFd = spawn.waitListener();
   let pid: number | undefined;
   const programPid = (): number | undefined => {

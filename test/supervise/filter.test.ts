@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { arch, runFilter, SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF } from "../../src/host/index.ts";
 import { AUDIT_ARCH_I386, compileFilter, matches, X32_BIT } from "../../src/supervise/filter.ts";
+import { SYS_munmap, SYS_openat } from "../../src/supervise/numbers.ts";
 import type { When } from "../../src/supervise/types.ts";
 
 const OPENAT = arch.numbers.get("openat") ?? -1;
@@ -55,5 +56,27 @@ describe("the filter", () => {
     const traps = new Map<number, When[]>([[OPENAT, [{ kind: "equals", arg: 0, values: [1] }]]]);
     expect(asked(traps, (OPENAT | X32_BIT) >>> 0, [0n])).toBe(true);
     expect(asked(traps, (OPENAT + 1) | X32_BIT, [0n])).toBe(false);
+  });
+});
+
+describe("what a thread of Node calls when it ends", () => {
+  const own = { start: 0x7f12_3456_0000n, end: 0x7f12_3470_0000n };
+  const traps = new Map<number, readonly When[]>([
+    [SYS_munmap, [{ kind: "always" }]],
+    [SYS_openat, [{ kind: "always" }]],
+  ]);
+  const from = (nr: number, ip: bigint): boolean =>
+    runFilter(compileFilter(traps, own), { nr, arch: arch.audit, ip }) === SECCOMP_RET_USER_NOTIF;
+
+  it("is let through from its own library alone, to the byte", () => {
+    expect(from(SYS_munmap, own.start - 1n)).toBe(true);
+    expect(from(SYS_munmap, own.start)).toBe(false);
+    expect(from(SYS_munmap, own.end - 1n)).toBe(false);
+    expect(from(SYS_munmap, own.end)).toBe(true);
+    expect(from(SYS_munmap, own.start + (1n << 32n))).toBe(true);
+  });
+
+  it("is no way to open a file", () => {
+    expect(from(SYS_openat, own.start)).toBe(true);
   });
 });
