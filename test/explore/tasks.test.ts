@@ -1,4 +1,5 @@
 /** Tasks of the scheduler under exploration: what orders their steps, and what is found wrong with them. */
+import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import {
   exploreAll,
@@ -178,4 +179,102 @@ test("a trylock that fails in one order succeeds in another", () => {
     ({ got }) => got,
   );
   expect([...outcomes(s).keys()].sort()).toEqual(["false", "true"]);
+});
+
+interface Things {
+  readonly mutexes: readonly Mutex[];
+  readonly sem: RwSem;
+  readonly news: Completion;
+  /** What happened under each lock, and what tasks saw. */
+  readonly log: string[][];
+}
+
+type Doing = "mutex" | "nested" | "read" | "write" | "try" | "complete" | "wait";
+
+function* act(w: Things, task: number, doing: Doing): Step<void> {
+  const [m, n] = w.mutexes as [Mutex, Mutex];
+  const note = (of: number, what: string): void => void w.log[of]?.push(`${task}${what}`);
+  switch (doing) {
+    case "mutex":
+      yield* m.lock();
+      note(0, "m");
+      m.unlock();
+      break;
+    case "nested":
+      yield* m.lock();
+      note(0, "n");
+      yield* n.lock();
+      note(1, "n");
+      n.unlock();
+      m.unlock();
+      break;
+    case "read":
+      yield* w.sem.downRead();
+      note(3 + task, `r${w.log[2]?.length}`);
+      yield* n.lock();
+      note(1, "r");
+      n.unlock();
+      w.sem.upRead();
+      break;
+    case "write":
+      yield* w.sem.downWrite();
+      note(2, "w");
+      w.sem.upWrite();
+      break;
+    case "try": {
+      const got = yield* m.tryLock();
+      note(3 + task, String(got));
+      if (!got) break;
+      yield* n.lock();
+      note(1, "t");
+      n.unlock();
+      m.unlock();
+      break;
+    }
+    case "complete":
+      w.news.complete();
+      break;
+    case "wait":
+      yield* w.news.wait();
+      yield* n.lock();
+      note(1, "c");
+      n.unlock();
+  }
+}
+
+test("no final state of random tasks with locks, trylocks, readers and completions is lost", { timeout: 60_000 }, () => {
+  const doing = fc.constantFrom<Doing>("mutex", "nested", "read", "write", "try", "complete", "wait");
+  const programs = fc.array(fc.array(doing, { minLength: 1, maxLength: 2 }), { minLength: 2, maxLength: 3 });
+  let compared = 0;
+  fc.assert(
+    fc.property(programs, (program) => {
+      const s = scenario<Things>(
+        (sched) => ({
+          mutexes: [new Mutex(sched, A), new Mutex(sched, B)],
+          sem: new RwSem(sched, new LockClass("S")),
+          news: new Completion(sched, "news"),
+          log: [[], [], [], [], [], []],
+        }),
+        program.map(
+          (ops, task) =>
+            function* (w: Things): Step<void> {
+              for (const op of ops) yield* act(w, task, op);
+            },
+        ),
+        (w) => w.log.join(" | "),
+      );
+      const all = new Set<string>();
+      const brute = exploreAll(taskProgram(s), ({ outcome }, { executions }) => {
+        all.add(outcome.state);
+        return executions >= 3000;
+      });
+      if (!brute.exhausted) return;
+      compared++;
+      const optimal = new Set<string>();
+      exploreOptimal(taskProgram(s), ({ outcome }) => void optimal.add(outcome.state));
+      expect([...optimal].sort()).toEqual([...all].sort());
+    }),
+    { numRuns: 150, seed: 11 },
+  );
+  expect(compared).toBeGreaterThan(50);
 });
