@@ -41,7 +41,7 @@ export async function run(command: string, args: readonly string[], options: Run
     process.exit(e.status);
   }
   for (const w of launch.warnings) say(w);
-  const watchdog = new Watchdog();
+  const watchdog = startWatchdog();
   const { directory } = watchdog;
   const order: RunOrder = { ...options, traceFile: options.traceFile, file: launch.file, argv: launch.argv, directory };
   const message = await supervise(order, (pid) => signals.to(pid));
@@ -52,6 +52,16 @@ export async function run(command: string, args: readonly string[], options: Run
     process.exit(message.status);
   }
   endLike(message);
+}
+
+/** The watchdog, with the private folder that it watches over. */
+function startWatchdog(): Watchdog {
+  try {
+    return new Watchdog();
+  } catch (e) {
+    say(`cannot make a private folder: ${e instanceof Error ? e.message : String(e)}; set TMPDIR to a folder that can be written`);
+    process.exit(1);
+  }
 }
 
 /** Runs the supervising thread to its last message. */

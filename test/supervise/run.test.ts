@@ -48,6 +48,10 @@ describe("descriptors", () => {
     expect(mode("exec")).toBe("kept: ioas 2; with O_CLOEXEC: -9\n");
   });
 
+  it("serves a program whose memory looks the same after exec", () => {
+    expect(mode("exec", "1")).toBe("kept: ioas 2; with O_CLOEXEC: -9\n");
+  });
+
   it("gives a number again that a failed call had reserved, and answers fstat and lseek as a dma-buf", () => {
     expect(mode("fault")).toBe("unwritable: -1 Bad address\nthen: 0, fd is heap + 1\nsize 4096, SEEK_END 4096, SEEK_CUR -1\n");
   });
@@ -166,6 +170,12 @@ describe("what cannot be run", () => {
     const r = barlink(["--machine", "nowhere", "--", "true"]);
     expect(r.status).toBe(2);
     expect(r.err).toContain("nowhere is not a machine description");
+  });
+
+  it("says where it needs a folder", () => {
+    const r = barlink(["--", "true"], undefined, { TMPDIR: "/nowhere" });
+    expect(r.status).toBe(1);
+    expect(r.err).toMatch(/^barlink: cannot make a private folder: ENOENT.*\/nowhere\/.*; set TMPDIR to a folder that can be written\n$/);
   });
 
   it("inside another barlink says why, and where to look", () => {

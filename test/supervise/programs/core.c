@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/personality.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -68,7 +69,8 @@ static int scm(void) {
 	close(fd); printf("after close %d\n", alloc(fd)); fflush(stdout); wait(0); return 0;
 }
 
-static int onexec(const char *self) {
+static int onexec(const char *self, int fixed) {
+	if (fixed) personality(ADDR_NO_RANDOMIZE);
 	char a[16], b[16]; int keep = iommufd(0), gone = iommufd(O_CLOEXEC);
 	alloc(keep); snprintf(a, sizeof a, "%d", keep); snprintf(b, sizeof b, "%d", gone);
 	execl(self, self, "execed", a, b, (char *)0); return die("exec");
@@ -178,7 +180,7 @@ int main(int c, char **v) {
 	if (!strcmp(m, "threads")) return threads(n, k);
 	if (!strcmp(m, "forks")) return forks(n);
 	if (!strcmp(m, "scm")) return scm();
-	if (!strcmp(m, "exec")) return onexec(v[0]);
+	if (!strcmp(m, "exec")) return onexec(v[0], n);
 	if (!strcmp(m, "execed")) return execed(n, k);
 	if (!strcmp(m, "timer")) return timer(n);
 	if (!strcmp(m, "fault")) return fault();
