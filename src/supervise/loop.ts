@@ -39,6 +39,7 @@ export function runLoop(core: Core, listenerFd: number, programPid: () => number
     }
   };
   let look: number = SIGNAL_LOOK_MS.first;
+  let lastLook = 0;
   let lastReap = performance.now();
   for (;;) {
     const busy = core.pending.size > 0;
@@ -47,25 +48,35 @@ export function runLoop(core: Core, listenerFd: number, programPid: () => number
     const n = ready instanceof Errno ? 0 : ready;
     let notification = false;
     let gone = false;
+    let closes = false;
     for (let i = 0; i < n; i++) {
       const fd = epoll.readyFd(i);
       if (fd === listenerFd) {
         notification = (epoll.readyMask(i) & EPOLLIN) !== 0;
         gone = (epoll.readyMask(i) & EPOLLHUP) !== 0;
-      } else if (fd !== core.files.inotifyFd) {
+      } else if (fd === core.files.inotifyFd) {
+        closes = true;
+      } else {
         core.ready(fd);
         reap();
       }
     }
     if (notification) {
       const call = listener.recv();
-      core.catchUp();
-      if (!(call instanceof Errno)) core.serve(call);
+      // With nothing to wait for, what came before matters to served calls only, not to each open of an ordinary file.
+      const due = call instanceof Errno || closes || busy || core.kernel.sched.nextTimer !== undefined;
+      if (due) core.catchUp();
+      if (!(call instanceof Errno)) core.serve(call, due);
     } else core.catchUp();
     if (gone && !notification) break;
     tick(core);
     if (busy) {
-      for (const call of core.pending) if (signalWaits(call.tid) || !call.valid()) core.interrupt(call);
+      // Not at every notification: a look costs more than a call that others make meanwhile.
+      const t = performance.now();
+      if (n === 0 || t - lastLook >= look) {
+        lastLook = t;
+        for (const call of core.pending) if (signalWaits(call.tid) || !call.valid()) core.interrupt(call);
+      }
       look = n === 0 ? Math.min(look * 2, SIGNAL_LOOK_MS.most) : SIGNAL_LOOK_MS.first;
     }
     if (n === 0 && performance.now() - lastReap >= REAP_MS) {

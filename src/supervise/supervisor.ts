@@ -195,17 +195,21 @@ export class Core implements Supervisor, CallHost {
     if (this.pending.size > 0) this.#reap();
   }
 
-  /** Serves one notification. Whatever fails, its caller gets an answer. */
-  serve(n: Notification): void {
+  /**
+   * Serves one notification. Whatever fails, its caller gets an answer.
+   * `caughtUp`: `catchUp` was called since it came; otherwise that is done for
+   * what is served, and what the real kernel does is let through at once.
+   */
+  serve(n: Notification, caughtUp: boolean): void {
     try {
-      this.#serve(n);
+      this.#serve(n, caughtUp);
     } catch (e) {
       this.#internal(`system call ${n.nr}`, e);
       this.#send().returnErrno(n.id, EIO);
     }
   }
 
-  #serve(n: Notification): void {
+  #serve(n: Notification, caughtUp: boolean): void {
     if (n.arch !== arch.audit || (n.nr & X32_BIT) !== 0) {
       this.#foreignAbi(n);
       return;
@@ -223,6 +227,7 @@ export class Core implements Supervisor, CallHost {
       this.#send().continue(n.id);
       return;
     }
+    if (!caughtUp) this.catchUp();
     thread.process.target.tid = n.tid;
     const task = thread.taskForCall();
     call.task = task;
