@@ -45,7 +45,10 @@ assert.deepEqual(nvme.region(PMR).read(0, 256), new Uint8Array(256), "after a re
 assert.equal(host.dmaFaults, 1);
 
 nvme.setMemoryEnabled(false);
-assert.throws(() => ioas.mapFile(buffer, { length: LENGTH, iova: BAR_IOVA + LENGTH }), (e) => e instanceof CallError && e.errno.name === "ENODEV");
+assert.throws(
+  () => ioas.mapFile(buffer, { length: LENGTH, iova: BAR_IOVA + LENGTH }),
+  (e) => e instanceof CallError && e.errno.name === "ENODEV",
+);
 nvme.setMemoryEnabled(true);
 assert.equal(ioas.unmap(BAR_IOVA, LENGTH), LENGTH, "a dead area counts in full");
 ioas.mapFile(buffer, { length: LENGTH, iova: BAR_IOVA });

@@ -7,6 +7,15 @@ export { File, type FileOps } from "./fs/file.ts";
 export { Process, type ProcessOptions } from "./fs/process.ts";
 export type { IommuDescription } from "./iommu/description.ts";
 export { IommuFault } from "./iommu/fault.ts";
+// What a driver inside the kernel uses to reach an IOAS from the CPU.
+export {
+  iommufdAccessAttach,
+  iommufdAccessCreate,
+  iommufdAccessCreateInternal,
+  iommufdAccessDestroy,
+  iommufdAccessDetach,
+  iommufdAccessReplace,
+} from "./iommufd/access.ts";
 export { iommufdInit } from "./iommufd/main.ts";
 export { Kernel } from "./kernel.ts";
 export type { UserMemory } from "./mm/user_memory.ts";

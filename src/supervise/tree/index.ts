@@ -6,9 +6,6 @@ import { registerOpens } from "./open_calls.ts";
 import { registerStats } from "./stat_calls.ts";
 import { registerWrites } from "./write_calls.ts";
 
-export type { Node } from "./node.ts";
-export { Tree } from "./tree.ts";
-
 /**
  * Serves the tree. Registered before the core's own handlers: what a path
  * means is decided here, and a descriptor of a device node is its node.
