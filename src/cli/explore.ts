@@ -50,7 +50,8 @@ export function explore(name: string, options: ExploreCommand): number {
   return exploreScenario(scenarioOf(name), options);
 }
 
-function exploreScenario(scenario: Scenario, options: ExploreCommand): number {
+/** The same for any scenario. */
+export function exploreScenario(scenario: Scenario, options: ExploreCommand): number {
   const program = taskProgram(scenario);
   const states = new Map<string, number>();
   const progress = new Progress();
