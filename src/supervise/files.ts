@@ -85,6 +85,11 @@ export class HeldFiles implements SupervisedFiles {
     return typeof id === "number" && id > 0 ? this.#byId.get(id) : undefined;
   }
 
+  /** The program has a descriptor of `file`, or a mapping. */
+  holds(file: File): boolean {
+    return this.#byFile.has(file);
+  }
+
   memfd(file: File): number | undefined {
     return this.#byFile.get(file)?.[0]?.memfd;
   }

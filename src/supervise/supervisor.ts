@@ -314,9 +314,11 @@ export class Core implements Supervisor, CallHost {
   }
 
   lookUp(call: Call, fd: number): File | Errno {
-    const found = fd === call.int(0) ? call.found : undefined;
+    const { found } = call;
     call.found = undefined;
-    const own = found ?? this.heldFile(call.tid, fd);
+    // Closes that were taken up since may have been its last: the caller was killed, or another of its threads closed it.
+    const kept = fd === call.int(0) && found !== undefined && this.files.holds(found) ? found : undefined;
+    const own = kept ?? this.heldFile(call.tid, fd);
     if (own !== undefined) return own;
     const known = call.foreign?.get(fd);
     if (known !== undefined) return known;
