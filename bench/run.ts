@@ -173,7 +173,8 @@ export function run(args: string[]): void {
   const option = (name: string): string | undefined => (args.includes(name) ? args[args.indexOf(name) + 1] : undefined);
   const rounds = Number(option("--rounds") ?? 5);
   const n = Number(option("--calls") ?? 20_000);
-  const folder = mkdtempSync(join(tmpdir(), "barlink-bench-"));
+  // A name that no part of the supervisor looks twice at: barlink's own folders begin with its name.
+  const folder = mkdtempSync(join(tmpdir(), "bench-"));
   try {
     const made = compile(folder);
     if (made === undefined) return;
