@@ -20,7 +20,7 @@ export const AT_FDCWD = -100;
  * mount, a descriptor's link, or our folder. What gets by is a symbolic link
  * from outside that was there before the program ran, under another name.
  */
-const SUSPECT = /pci|vfio|iommu|udmabuf|dma_heap|\/fd\/|dev\/char|barlink/;
+const SUSPECT = /pci|vfio|iommu|udmabuf|dma_heap|\/fd\/|dev\/char|barlink-[0-9a-f]{12}/;
 
 /** A directory whose listing is the machine's and ours. */
 const MERGED = /^\/+(?:dev|sys\/+(?:bus|class(?:\/+misc)?|devices(?:\/+virtual(?:\/+misc)?)?|kernel|module|dev\/+char))(?:\/+\.?)*$/;
