@@ -7,7 +7,7 @@
  */
 import { KernelBug } from "../lib/kernel_bug.ts";
 import { Sched, type SchedObserver } from "../sched/sched.ts";
-import { Trace } from "../trace/trace.ts";
+import { Trace, type TraceClock } from "../trace/trace.ts";
 import type { Process } from "./fs/process.ts";
 import { Vfs } from "./fs/vfs.ts";
 import { IommuSubsystem } from "./iommu/iommu.ts";
@@ -22,6 +22,8 @@ export class Kernel {
   readonly modules: Modules = new Modules();
   /** Counters that must be zero once everything is closed: name → its value now. Subsystems add their own. */
   readonly leakChecks: Map<string, () => number> = new Map();
+  /** What modules keep of this kernel; see `PerKernel`. */
+  readonly moduleState: Map<object, unknown> = new Map();
   /** The machine's physical address space. */
   readonly phys: PhysMap;
   /** RAM, page by page. */
@@ -32,18 +34,7 @@ export class Kernel {
   readonly pci: PciSubsystem;
 
   constructor() {
-    const sched = this.sched;
-    this.trace = new Trace({
-      get now() {
-        return sched.now;
-      },
-      get taskName() {
-        return sched.currentOrNone?.name ?? "";
-      },
-      listening: (on) => {
-        sched.observer = on ? this.#schedEvents() : undefined;
-      },
-    });
+    this.trace = new Trace(new KernelClock(this));
     this.frames = new FrameAllocator(this);
     this.phys = new PhysMap(this);
     this.fs = new Vfs(this);
@@ -58,19 +49,42 @@ export class Kernel {
     return owner as Process;
   }
 
-  /** What the scheduler does, as trace events; only there while somebody listens. */
-  #schedEvents(): SchedObserver {
-    const { trace } = this;
-    return {
-      acquired: (_task, lock, mode) => trace.emit({ type: "sched.lock", lock: lock.name, mode }),
-      released: (_task, lock) => trace.emit({ type: "sched.unlock", lock: lock.name }),
-      blocked: (_task, on) => trace.emit({ type: "sched.block", on: on.name }),
-      woken: (task) => trace.emit({ type: "sched.wake", woken: task.name }),
-    };
-  }
-
   /** A line of the kernel's log, as a trace event. */
   printk(text: string): void {
     if (this.trace.on) this.trace.emit({ type: "sched.printk", text });
   }
 }
+
+/**
+ * Stamps the events, and has the scheduler tell of its own while somebody
+ * listens. A class, because an object literal with getters gets a hidden class
+ * of its own, which would keep each kernel alive until a full collection.
+ */
+class KernelClock implements TraceClock {
+  readonly #kernel: Kernel;
+
+  constructor(kernel: Kernel) {
+    this.#kernel = kernel;
+  }
+
+  get now(): number {
+    return this.#kernel.sched.now;
+  }
+
+  get taskName(): string {
+    return this.#kernel.sched.currentOrNone?.name ?? "";
+  }
+
+  listening(on: boolean): void {
+    const { sched, trace } = this.#kernel;
+    sched.observer = on ? schedEvents(trace) : undefined;
+  }
+}
+
+/** What the scheduler does, as trace events. */
+const schedEvents = (trace: Trace): SchedObserver => ({
+  acquired: (_task, lock, mode) => trace.emit({ type: "sched.lock", lock: lock.name, mode }),
+  released: (_task, lock) => trace.emit({ type: "sched.unlock", lock: lock.name }),
+  blocked: (_task, on) => trace.emit({ type: "sched.block", on: on.name }),
+  woken: (task) => trace.emit({ type: "sched.wake", woken: task.name }),
+});

@@ -17,6 +17,7 @@ import { O_ACCMODE, O_NONBLOCK } from "../../uapi/index.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import type { Kernel } from "../kernel.ts";
 import type { Vma } from "../mm/vma.ts";
+import { PerKernel } from "../per_kernel.ts";
 import type { DmaBufAttachment, DmaDirection } from "./attachment.ts";
 import { FenceContexts } from "./fence.ts";
 import type { SgTable } from "./mapping.ts";
@@ -115,16 +116,11 @@ export class DmaBufStats {
   }
 }
 
-const statsOf: WeakMap<Kernel, DmaBufStats> = new WeakMap();
+const statsOf: PerKernel<DmaBufStats> = new PerKernel();
 
 /** The buffers of `kernel`. */
 export function dmaBufStats(kernel: Kernel): DmaBufStats {
-  let s = statsOf.get(kernel);
-  if (s === undefined) {
-    s = new DmaBufStats(kernel);
-    statsOf.set(kernel, s);
-  }
-  return s;
+  return statsOf.getOr(kernel, (k) => new DmaBufStats(k));
 }
 
 /** The file's last reference is gone. */

@@ -26,6 +26,7 @@ import type { Mutex } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
 import { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
+import { PerKernel } from "../per_kernel.ts";
 import { VfioPciDmaBuf, vfioPciDmaBufOps } from "../vfio/pci/vfio_pci_dmabuf.ts";
 import { type DmaBufAttachment, type DmaBufAttachOps, dmaBufDetach, dmaBufDynamicAttach, dmaBufPin, dmaBufUnpin } from "./attachment.ts";
 import { type DmaBuf, dmaBufPut } from "./dma_buf.ts";
@@ -81,16 +82,11 @@ export interface DmaBufPages {
   };
 }
 
-const importers: WeakMap<Kernel, Device> = new WeakMap();
+const importers: PerKernel<Device> = new PerKernel();
 
 /** The device in whose name iommufd attaches: its misc device, on no bus where DMA happens. */
 export function iommufdGlobalDevice(kernel: Kernel): Device {
-  let dev = importers.get(kernel);
-  if (dev === undefined) {
-    dev = new Device("iommu", "misc", 0);
-    importers.set(kernel, dev);
-  }
-  return dev;
+  return importers.getOr(kernel, () => new Device("iommu", "misc", 0));
 }
 
 /** Borrows the exporter's function for one call. */

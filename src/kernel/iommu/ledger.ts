@@ -10,6 +10,7 @@ import { IntervalTree, ItreeNode } from "../../lib/interval_tree.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { TraceEvent } from "../../trace/events.ts";
 import type { Kernel } from "../kernel.ts";
+import { PerKernel } from "../per_kernel.ts";
 
 /** One contiguous mapping, as it was asked for or as an unmap has left it. */
 export class LedgerEntry extends ItreeNode {
@@ -77,16 +78,11 @@ export class MappingLedger {
   }
 }
 
-const ledgers: WeakMap<Kernel, MappingLedger> = new WeakMap();
+const ledgers: PerKernel<MappingLedger> = new PerKernel();
 
 /** Starts the books of a kernel; the same ones when they were started before. */
 export function openLedger(kernel: Kernel): MappingLedger {
-  let l = ledgers.get(kernel);
-  if (l === undefined) {
-    l = new MappingLedger(kernel);
-    ledgers.set(kernel, l);
-  }
-  return l;
+  return ledgers.getOr(kernel, (k) => new MappingLedger(k));
 }
 
 /** The books of a kernel, if somebody keeps them. */

@@ -6,6 +6,7 @@ import type { IommuTestCmd } from "../../uapi/iommufd_test.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
 import type { PrivateMap } from "../dma_buf/interconnect.ts";
 import type { Kernel } from "../kernel.ts";
+import { PerKernel } from "../per_kernel.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import type { Ucmd } from "./ucmd.ts";
 
@@ -35,7 +36,7 @@ export class IommufdModule {
   liveAreas = 0;
 }
 
-const modules: WeakMap<Kernel, IommufdModule> = new WeakMap();
+const modules: PerKernel<IommufdModule> = new PerKernel();
 
 /** Makes the module's state; once per kernel. */
 export function makeIommufdModule(kernel: Kernel): IommufdModule {

@@ -28,6 +28,7 @@ import type { IommufdDevice } from "../iommufd/device.ts";
 import type { Kernel } from "../kernel.ts";
 import { FileMapping } from "../mm/file_mapping.ts";
 import type { Vma } from "../mm/vma.ts";
+import { PerKernel } from "../per_kernel.ts";
 import { VfioDeviceSet } from "./device_set.ts";
 import type { VfioGroup } from "./group.ts";
 import type { InfoCaps } from "./info_caps.ts";
@@ -266,16 +267,11 @@ export class VfioSubsystem {
   }
 }
 
-const subsystems: WeakMap<Kernel, VfioSubsystem> = new WeakMap();
+const subsystems: PerKernel<VfioSubsystem> = new PerKernel();
 
 /** The VFIO state of `kernel`. */
 export function vfioOf(kernel: Kernel): VfioSubsystem {
-  let s = subsystems.get(kernel);
-  if (s === undefined) {
-    s = new VfioSubsystem(kernel);
-    subsystems.set(kernel, s);
-  }
-  return s;
+  return subsystems.getOr(kernel, (k) => new VfioSubsystem(k));
 }
 
 /**

@@ -45,6 +45,7 @@ import type { Kernel } from "../../kernel.ts";
 import { copyFromUser } from "../../mm/user_memory.ts";
 import { type P2pdmaProvider, pcimP2pdmaProvider } from "../../pci/p2pdma.ts";
 import type { PciDev } from "../../pci/pci_dev.ts";
+import { PerKernel } from "../../per_kernel.ts";
 import { vfioCheckFeature } from "../vfio_main.ts";
 import type { DmaBufPhys, DmaBufRange } from "./vfio_pci_core.ts";
 
@@ -155,17 +156,14 @@ function unlink(vdev: DmaBufDevice, priv: VfioPciDmaBuf): void {
 }
 
 /** Exports that have not been released, for the leak check. */
-const counters: WeakMap<Kernel, { count: number }> = new WeakMap();
+const counters: PerKernel<{ count: number }> = new PerKernel();
 
 function live(kernel: Kernel): { count: number } {
-  let c = counters.get(kernel);
-  if (c === undefined) {
+  return counters.getOr(kernel, () => {
     const counter = { count: 0 };
     kernel.leakChecks.set("vfio dma-buf", () => counter.count);
-    counters.set(kernel, counter);
-    c = counter;
-  }
-  return c;
+    return counter;
+  });
 }
 
 /**
