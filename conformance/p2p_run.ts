@@ -90,7 +90,12 @@ function script(): string {
 /** A way to give the program a tmpfs on /tmp, or undefined when it has one anyway, or none can be had. */
 function privateTmp(): string[] | undefined {
   if (statfsSync("/tmp").type === TMPFS_MAGIC) return undefined;
-  const unshare = ["unshare", process.getuid?.() === 0 ? "-m" : "-rm", "sh", "-c", 'mount -t tmpfs tmpfs /tmp && exec "$@"', "sh"];
+  // A checkout below /tmp is carried over the mount.
+  const below = root.startsWith("/tmp/");
+  const mounts = below
+    ? `mount --bind '${root}' /mnt && mount -t tmpfs tmpfs /tmp && mkdir -p '${root}' && mount --bind /mnt '${root}' && cd '${root}'`
+    : "mount -t tmpfs tmpfs /tmp";
+  const unshare = ["unshare", process.getuid?.() === 0 ? "-m" : "-rm", "sh", "-c", `${mounts} && exec "$@"`, "sh"];
   const tried = spawnSync(unshare[0] as string, [...unshare.slice(1), "true"], { stdio: "ignore" });
   return tried.status === 0 ? unshare : undefined;
 }
