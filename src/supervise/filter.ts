@@ -8,7 +8,18 @@
  */
 import { readFileSync } from "node:fs";
 import { arch, BpfAssembler, readMaps, SECCOMP_DATA_IP, SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF } from "../host/index.ts";
-import { SYS_brk, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_write, SYS_writev } from "./numbers.ts";
+import {
+  SYS_brk,
+  SYS_execve,
+  SYS_execveat,
+  SYS_exit_group,
+  SYS_madvise,
+  SYS_mmap,
+  SYS_mremap,
+  SYS_munmap,
+  SYS_write,
+  SYS_writev,
+} from "./numbers.ts";
 import type { When } from "./types.ts";
 
 export const AUDIT_ARCH_I386 = 0x4000_0003;
@@ -26,14 +37,27 @@ export interface CodeRange {
 }
 
 /**
- * What a thread of Node calls when it ends: memory given back, others woken.
+ * What the thread that starts the program calls once it is bound by the filter,
+ * until its own end, and what the child calls that becomes the program.
  *
- * The thread that starts the program is bound by the filter until its own end,
- * and gives back memory under locks that all threads of this process share. If
- * such a call waited for an answer, whoever must answer could be waiting for
- * the lock. So it is recognised, by where it is made from, and never trapped.
+ * The thread gives back memory under locks that all threads of this process
+ * share: if such a call waited for an answer, whoever must answer could be
+ * waiting for the lock. The child has a copy of the listener until its execve:
+ * if that waited, and barlink were killed, it would wait for ever. So these
+ * calls are recognised, by where they are made from, and never trapped.
  */
-const AT_A_THREADS_END: readonly number[] = [SYS_munmap, SYS_madvise, SYS_mmap, SYS_mremap, SYS_brk, SYS_write, SYS_writev];
+const OF_THE_START: readonly number[] = [
+  SYS_munmap,
+  SYS_madvise,
+  SYS_mmap,
+  SYS_mremap,
+  SYS_brk,
+  SYS_write,
+  SYS_writev,
+  SYS_execve,
+  SYS_execveat,
+  SYS_exit_group,
+];
 
 const ADDR_NO_RANDOMIZE = 0x0004_0000;
 
@@ -48,7 +72,7 @@ export function ownLibrary(): CodeRange | undefined {
   return code !== undefined && code.start >> 32n === (code.end - 1n) >> 32n ? code : undefined;
 }
 
-/** Compiles the filter: number → conditions, any of which traps the call. `own`: code whose last calls are let through. */
+/** Compiles the filter: number → conditions, any of which traps the call. `own`: code whose calls of the start are let through. */
 export function compileFilter(traps: ReadonlyMap<number, readonly When[]>, own?: CodeRange): Uint8Array {
   const a = new BpfAssembler();
   a.loadArch().if("eq", arch.audit, "native");
@@ -68,7 +92,7 @@ export function compileFilter(traps: ReadonlyMap<number, readonly When[]>, own?:
   a.ret(SECCOMP_RET_ALLOW).label("trap-x32").ret(SECCOMP_RET_USER_NOTIF);
   for (const [nr, whens] of traps) {
     a.label(`call${nr}`);
-    if (own !== undefined && AT_A_THREADS_END.includes(nr)) allowFrom(a, own, `elsewhere${nr}`);
+    if (own !== undefined && OF_THE_START.includes(nr)) allowFrom(a, own, `elsewhere${nr}`);
     if (whens.some((w) => w.kind === "always")) {
       a.ret(SECCOMP_RET_USER_NOTIF);
       continue;

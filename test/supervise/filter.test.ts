@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { arch, runFilter, SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF } from "../../src/host/index.ts";
 import { AUDIT_ARCH_I386, compileFilter, matches, X32_BIT } from "../../src/supervise/filter.ts";
-import { SYS_munmap, SYS_openat } from "../../src/supervise/numbers.ts";
+import { SYS_execve, SYS_munmap, SYS_openat } from "../../src/supervise/numbers.ts";
 import type { When } from "../../src/supervise/types.ts";
 
 const OPENAT = arch.numbers.get("openat") ?? -1;
@@ -59,10 +59,11 @@ describe("the filter", () => {
   });
 });
 
-describe("what a thread of Node calls when it ends", () => {
+describe("what the thread that starts the program calls, and the child that becomes it,", () => {
   const own = { start: 0x7f12_3456_0000n, end: 0x7f12_3470_0000n };
   const traps = new Map<number, readonly When[]>([
     [SYS_munmap, [{ kind: "always" }]],
+    [SYS_execve, [{ kind: "always" }]],
     [SYS_openat, [{ kind: "always" }]],
   ]);
   const from = (nr: number, ip: bigint): boolean =>
@@ -74,6 +75,8 @@ describe("what a thread of Node calls when it ends", () => {
     expect(from(SYS_munmap, own.end - 1n)).toBe(false);
     expect(from(SYS_munmap, own.end)).toBe(true);
     expect(from(SYS_munmap, own.start + (1n << 32n))).toBe(true);
+    expect(from(SYS_execve, own.start)).toBe(false);
+    expect(from(SYS_execve, own.end)).toBe(true);
   });
 
   it("is no way to open a file", () => {
