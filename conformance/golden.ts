@@ -22,6 +22,7 @@ import { sectionExport } from "./p2p_export.ts";
 import { sectionCopy, sectionMap } from "./p2p_map.ts";
 import { sectionDomains, sectionMisc, sectionOrder, sectionProcess } from "./p2p_other.ts";
 import { sectionRevoke, type Trigger } from "./p2p_revoke.ts";
+import { Tallies } from "./tally.ts";
 
 const here = import.meta.dirname;
 const NOT_COMPARED = new Set(["exp", "sec", "call", "args", "us", "fault", "dmar_log_lines"]);
@@ -60,13 +61,6 @@ export function drive(options: (typeof EXPORTERS)[number]): { records: CallRecor
   return { records: r.records, crashed };
 }
 
-export interface Tally {
-  agree: number;
-  differ: number;
-  known: number;
-  missing: number;
-}
-
 /** Key order apart. */
 export const sameArgs = (a: CallRecord, b: CallRecord): boolean => JSON.stringify(sorted(a.args)) === JSON.stringify(sorted(b.args));
 
@@ -94,7 +88,7 @@ export function run(args: readonly string[]): number {
     .map((l) => JSON.parse(l) as CallRecord)
     .filter((r) => r.call !== undefined);
   const known = knownDifferences("golden");
-  const tallies = new Map<string, Tally>();
+  const tallies = new Tallies();
   const lines: string[] = [];
   let status = 0;
   for (const e of EXPORTERS) {
@@ -105,25 +99,16 @@ export function run(args: readonly string[]): number {
     }
     let next = 0;
     for (const want of recorded.filter((r) => r.exp === e.exp)) {
-      const t = tallies.get(want.sec) ?? { agree: 0, differ: 0, known: 0, missing: 0 };
-      tallies.set(want.sec, t);
       const got = records[next];
       if (got === undefined || got.sec !== want.sec || got.call !== want.call || !sameArgs(got, want)) {
-        t.missing++;
+        tallies.missing(want.sec);
         if (verbose) lines.push(`${e.exp} ${want.sec}: not covered: ${want.call} ${JSON.stringify(want.args)}`);
         continue;
       }
       next++;
-      const differences = compare(want, got);
-      const unknown = differences.filter((d) => !known.has(d));
-      if (differences.length === 0) t.agree++;
-      else if (unknown.length === 0) t.known++;
-      else {
-        t.differ++;
-        status = 1;
-        for (const d of unknown)
-          lines.push(`${e.exp} ${d.section}: ${d.call} "${d.what}": ${d.field} is ${d.want} on Linux, ${d.got} here`);
-      }
+      const unexplained = tallies.judge(want.sec, compare(want, got), known, `${e.exp} ${want.sec}`);
+      if (unexplained.length > 0) status = 1;
+      lines.push(...unexplained);
     }
     if (next < records.length) {
       const extra = records[next] as CallRecord;
@@ -133,30 +118,10 @@ export function run(args: readonly string[]): number {
       status = 1;
     }
   }
-  report("golden", "calls", tallies, lines);
+  tallies.report("golden", "recorded calls covered", lines);
   for (const k of known.unused()) {
     process.stdout.write(`docs/differences.md has a row that no call needs any more: ${k}\n`);
     status = 1;
   }
   return status;
-}
-
-/** Prints the tallies by section, what they come to, and the lines. */
-export function report(suite: string, what: string, tallies: ReadonlyMap<string, Tally>, lines: readonly string[]): void {
-  const total: Tally = { agree: 0, differ: 0, known: 0, missing: 0 };
-  const row = (name: string, t: Tally): string =>
-    `${name.padEnd(18)}${String(t.agree).padStart(7)}${String(t.differ).padStart(8)}${String(t.known).padStart(12)}${String(t.missing).padStart(13)}\n`;
-  process.stdout.write(
-    `${"section".padEnd(18)}${"agree".padStart(7)}${"differ".padStart(8)}${"documented".padStart(12)}${"not covered".padStart(13)}\n`,
-  );
-  for (const [name, t] of tallies) {
-    process.stdout.write(row(name, t));
-    for (const k of ["agree", "differ", "known", "missing"] as const) total[k] += t[k];
-  }
-  process.stdout.write(row("total", total));
-  const covered = total.agree + total.differ + total.known;
-  process.stdout.write(
-    `${suite}: ${covered} of ${covered + total.missing} recorded ${what} covered, ${total.agree} agree, ${total.known} differ as documented\n`,
-  );
-  for (const l of lines) process.stdout.write(`${l}\n`);
 }

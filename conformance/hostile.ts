@@ -26,6 +26,7 @@ import { type Answer, interpret } from "./hostile/interpret.ts";
 import { iommufdCalls } from "./hostile/iommufd_calls.ts";
 import { Program } from "./hostile/program.ts";
 import { vfioCalls } from "./hostile/vfio_calls.ts";
+import { Tallies } from "./tally.ts";
 
 function hostileProgram(): Program {
   const p = new Program();
@@ -34,13 +35,6 @@ function hostileProgram(): Program {
   vfioCalls(p);
   dmaBufCalls(p);
   return p;
-}
-
-interface Tally {
-  agree: number;
-  differ: number;
-  known: number;
-  missing: number;
 }
 
 function compare(section: string, want: Answer, got: Answer): Difference[] {
@@ -96,7 +90,7 @@ const VARIANTS: readonly { readonly name: string; readonly iommu?: MachineDescri
 
 interface Outcome {
   readonly known: KnownDifferences;
-  readonly tallies: Map<string, Tally>;
+  readonly tallies: Tallies;
   readonly lines: string[];
 }
 
@@ -105,24 +99,15 @@ function hold(program: Program, machine: MachineDescription, expected: Answers, 
   for (const { section: name, answers } of interpret(program.lines, machine)) {
     const section = variant === "" ? name : `${name}@${variant}`;
     const group = variant === "" ? name : `all on ${variant}`;
-    const t = tallies.get(group) ?? { agree: 0, differ: 0, known: 0, missing: 0 };
-    tallies.set(group, t);
     const theirs = expected.get(name) ?? [];
     answers.forEach((got, i) => {
       const want = theirs[i];
       if (want === undefined || want.asked !== got.asked) {
-        t.missing++;
+        tallies.missing(group);
         lines.push(`${section}: not asked on Linux: ${got.asked}`);
         return;
       }
-      const differences = compare(section, want, got);
-      const unknown = differences.filter((d) => !known.has(d));
-      if (differences.length === 0) t.agree++;
-      else if (unknown.length === 0) t.known++;
-      else {
-        t.differ++;
-        for (const d of unknown) lines.push(`${section}: ${d.call} "${d.what}": ${d.field} is ${d.want} on Linux, ${d.got} here`);
-      }
+      lines.push(...tallies.judge(group, compare(section, want, got), known, section));
     });
   }
 }
@@ -135,7 +120,7 @@ export function run(args: readonly string[]): number {
     return 0;
   }
   const known = knownDifferences("hostile");
-  const tallies = new Map<string, Tally>();
+  const tallies = new Tallies();
   const lines: string[] = [];
   const main = recordedAnswers();
   for (const v of VARIANTS) {
@@ -144,26 +129,7 @@ export function run(args: readonly string[]): number {
     hold(program, { ...machine, iommu: v.iommu ?? machine.iommu }, expected, v.name, { known, tallies, lines });
   }
   const status = lines.length > 0 || known.unused().length > 0 ? 1 : 0;
-  report(tallies, lines);
+  tallies.report("hostile", "calls asked on Linux", lines);
   for (const k of known.unused()) process.stdout.write(`docs/differences.md has a row that no call needs any more: ${k}\n`);
   return status;
-}
-
-function report(tallies: ReadonlyMap<string, Tally>, lines: readonly string[]): void {
-  const total: Tally = { agree: 0, differ: 0, known: 0, missing: 0 };
-  const row = (name: string, t: Tally): string =>
-    `${name.padEnd(20)}${String(t.agree).padStart(7)}${String(t.differ).padStart(8)}${String(t.known).padStart(12)}${String(t.missing).padStart(13)}\n`;
-  process.stdout.write(
-    `${"section".padEnd(20)}${"agree".padStart(7)}${"differ".padStart(8)}${"documented".padStart(12)}${"not covered".padStart(13)}\n`,
-  );
-  for (const [name, t] of tallies) {
-    process.stdout.write(row(name, t));
-    for (const k of ["agree", "differ", "known", "missing"] as const) total[k] += t[k];
-  }
-  process.stdout.write(row("total", total));
-  const covered = total.agree + total.differ + total.known;
-  process.stdout.write(
-    `hostile: ${covered} of ${covered + total.missing} calls asked on Linux, ${total.agree} agree, ${total.known} differ as documented\n`,
-  );
-  for (const l of lines) process.stdout.write(`${l}\n`);
 }

@@ -23,8 +23,9 @@ import { spawnSync } from "node:child_process";
 import { accessSync, closeSync, constants, existsSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync } from "node:fs";
 import { join } from "node:path";
 import { type Difference, knownDifferences } from "./differences.ts";
-import { compare, report, sameArgs, type Tally } from "./golden.ts";
+import { compare, sameArgs } from "./golden.ts";
 import type { CallRecord } from "./p2p_env.ts";
+import { Tallies } from "./tally.ts";
 
 const root = join(import.meta.dirname, "..");
 const LINUX_SECONDS = 79;
@@ -171,29 +172,20 @@ export function run(args: readonly string[]): number {
   const came = parse(output);
   if (came.length === 0) return cannotRun(`barlink run ended with ${exit}`);
   const known = knownDifferences("p2p");
-  const tallies = new Map<string, Tally>();
+  const tallies = new Tallies();
   const lines: string[] = [];
   let status = exit === 0 ? 0 : 1;
   for (const [want, got] of align(recorded, came)) {
     const sec = (want ?? got)?.sec ?? "";
-    const t = tallies.get(sec) ?? { agree: 0, differ: 0, known: 0, missing: 0 };
-    tallies.set(sec, t);
     if (want === undefined || got === undefined) {
       status = 1;
-      if (want !== undefined) t.missing++;
+      if (want !== undefined) tallies.missing(sec);
       lines.push(`${(want ?? got)?.exp} ${sec}: ${want === undefined ? "extra" : "not there"}: ${describe((want ?? got) as P2pRecord)}`);
       continue;
     }
-    const differences = differencesOf(want, got);
-    const unknown = differences.filter((d) => !known.has(d));
-    if (differences.length === 0) t.agree++;
-    else if (unknown.length === 0) t.known++;
-    else {
-      t.differ++;
-      status = 1;
-      for (const d of unknown)
-        lines.push(`${want.exp} ${d.section}: ${d.call} "${d.what}": ${d.field} is ${d.want} on Linux, ${d.got} here`);
-    }
+    const unexplained = tallies.judge(sec, differencesOf(want, got), known, `${want.exp} ${sec}`);
+    if (unexplained.length > 0) status = 1;
+    lines.push(...unexplained);
   }
   for (const k of known.unused()) {
     lines.push(`docs/differences.md has a row that no record needs any more: ${k}`);
@@ -201,7 +193,7 @@ export function run(args: readonly string[]): number {
   }
   const shown = args.includes("--verbose") ? lines : lines.slice(0, MOST_LINES);
   if (shown.length < lines.length) shown.push(`… and ${lines.length - shown.length} more: --verbose shows them`);
-  report("p2p", "records", tallies, shown);
+  tallies.report("p2p", "recorded records covered", shown);
   if (exit !== 0) process.stdout.write(`p2p: barlink run ended with ${exit}\n`);
   process.stdout.write(
     `p2p: ${seconds.toFixed(1)} s, as the program under barlink run; ${LINUX_SECONDS} s on Linux in a virtual machine\n`,
