@@ -294,6 +294,7 @@ static void *forever(void *arg)
 
 static int loop(void)
 {
+	pid_t self = getpid();
 	pthread_t t;
 	int i;
 
@@ -303,7 +304,8 @@ static int loop(void)
 		pthread_create(&t, NULL, forever, NULL);
 	if (fork() == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (i = 0; getppid() != 1 && i < 1000; i++)
+		/* Our parent may have been killed before we asked to hear of it. */
+		for (i = 0; getppid() == self && i < 1000; i++)
 			once();
 		_exit(0);
 	}
@@ -311,30 +313,73 @@ static int loop(void)
 	return 0;
 }
 
-/* Descriptors that our parent, barlink, has open; zombies among its children in `zombies`. */
-static int parents(int *zombies)
+#define MOST_FDS 1024
+#define NAME 128
+
+/* What our parent, barlink, has open. */
+struct open_files {
+	int count;
+	char names[MOST_FDS][NAME];
+};
+
+static void look(struct open_files *all)
+{
+	char path[64];
+	struct dirent *e;
+	ssize_t n;
+	DIR *d;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", getppid());
+	d = opendir(path);
+	all->count = 0;
+	while (d && all->count < MOST_FDS && (e = readdir(d))) {
+		if (e->d_name[0] == '.')
+			continue;
+		n = readlinkat(dirfd(d), e->d_name, all->names[all->count], NAME - 1);
+		/* It was closed meanwhile. */
+		if (n < 0)
+			continue;
+		all->names[all->count++][n] = 0;
+	}
+	if (d)
+		closedir(d);
+}
+
+/* Names those of `now` that `before` does not have, as often as it has them. */
+static void name_new(const struct open_files *before, const struct open_files *now)
+{
+	static char matched[MOST_FDS];
+	int i, k;
+
+	memset(matched, 0, sizeof(matched));
+	for (i = 0; i < now->count; i++) {
+		for (k = 0; k < before->count; k++)
+			if (!matched[k] && !strcmp(now->names[i], before->names[k]))
+				break;
+		if (k < before->count)
+			matched[k] = 1;
+		else
+			fprintf(stderr, "load: barlink has %s, and had it not\n", now->names[i]);
+	}
+}
+
+/* Counts our parent's children but us that have ended (zombies), or that live: what those hold is no leak. */
+static int count_children(int zombies)
 {
 	char path[64], state;
-	int count = 0, ppid;
+	int count = 0, pid, ppid;
 	struct dirent *e;
 	DIR *d;
 	FILE *f;
 
-	snprintf(path, sizeof(path), "/proc/%d/fd", getppid());
-	d = opendir(path);
-	while (d && (e = readdir(d)))
-		count++;
-	if (d)
-		closedir(d);
-	*zombies = 0;
 	d = opendir("/proc");
 	while (d && (e = readdir(d))) {
 		snprintf(path, sizeof(path), "/proc/%.20s/stat", e->d_name);
 		f = atoi(e->d_name) > 0 ? fopen(path, "r") : NULL;
 		if (!f)
 			continue;
-		if (fscanf(f, "%*d (%*[^)]) %c %d", &state, &ppid) == 2 && ppid == getppid() && state == 'Z')
-			++*zombies;
+		if (fscanf(f, "%d (%*[^)]) %c %d", &pid, &state, &ppid) == 3 && ppid == getppid() && pid != getpid())
+			count += (state == 'Z') == zombies;
 		fclose(f);
 	}
 	if (d)
@@ -344,11 +389,12 @@ static int parents(int *zombies)
 
 static int victims(const char *self, int n, unsigned seed)
 {
-	int bad = 0, status, before, after, zombies, i;
+	static struct open_files before, after;
+	int bad = 0, status, zombies = 0, i;
 
 	if (once())
 		return 1;
-	before = parents(&zombies);
+	look(&before);
 	srandom(seed);
 	while (n-- > 0) {
 		pid_t pid = fork();
@@ -367,11 +413,14 @@ static int victims(const char *self, int n, unsigned seed)
 	/* What was orphaned ends, and is waited for, a little later. */
 	for (i = 0; i < 50; i++) {
 		usleep(100000);
-		after = parents(&zombies);
-		if (zombies == 0 && after <= before)
+		look(&after);
+		zombies = count_children(1);
+		if (zombies == 0 && after.count <= before.count)
 			return bad || once();
 	}
-	fprintf(stderr, "load: barlink has %d zombies, and %d descriptors where it had %d\n", zombies, after, before);
+	fprintf(stderr, "load: barlink has %d zombies, %d other children, and %d descriptors where it had %d\n", zombies,
+		count_children(0), after.count, before.count);
+	name_new(&before, &after);
 	return 1;
 }
 
