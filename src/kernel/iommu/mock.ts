@@ -41,7 +41,8 @@ import { copyStructFromUser } from "../mm/user_memory.ts";
 import { type IommuDirtyOps, IommuDomain, type IommuGeometry, type IommuOps, pageTableDirtyOps } from "./domain.ts";
 import { type FaultFacts, IommuFault } from "./fault.ts";
 import type { ReservedRegion } from "./resv.ts";
-import { type DomainUserData, type IommuCap, IommuUnit } from "./unit.ts";
+import { type IommuCap, IommuUnit } from "./unit.ts";
+import type { IommuUserData } from "./user_data.ts";
 
 const mockOps: IommuOps = { name: "mock" };
 
@@ -143,7 +144,7 @@ export class MockIommu extends IommuUnit {
     return cap === "dirty-tracking" && dev !== undefined && mockDevice(dev).dirtyTracking;
   }
 
-  override *domainAllocPagingFlags(dev: Device, flags: number, data?: DomainUserData): Step<IommuDomain | Errno> {
+  override *domainAllocPagingFlags(dev: Device, flags: number, data?: IommuUserData): Step<IommuDomain | Errno> {
     const dirty = (flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING) !== 0;
     if ((flags & ~PAGING_FLAGS) !== 0 || (dirty && !mockDevice(dev).dirtyTracking)) return EOPNOTSUPP;
     let table = MOCK_IOMMUPT_DEFAULT;
@@ -160,7 +161,7 @@ export class MockIommu extends IommuUnit {
   }
 
   /** Which kind of table the caller's struct asks for. */
-  #config({ type, address, length }: DomainUserData): number | Errno {
+  #config({ type, address, length }: IommuUserData): number | Errno {
     if (type !== IOMMU_HWPT_DATA_SELFTEST) return EOPNOTSUPP;
     if (length < IommuHwptSelftest.endOf("iotlb") || length > IommuHwptSelftest.size) return EINVAL;
     const cfg = copyStructFromUser(this.kernel, IommuHwptSelftest, address, length);

@@ -21,6 +21,8 @@ import { type DomainUser, IommuDomain, type IommuOps } from "./domain.ts";
 import { type FaultCause, type FaultFacts, type IommuFault, NO_PASID } from "./fault.ts";
 import { Iotlb, type IotlbEntry } from "./iotlb.ts";
 import { MSI_WINDOW_LAST, MSI_WINDOW_START, type ReservedRegion } from "./resv.ts";
+import type { IommuUserData } from "./user_data.ts";
+import type { ViommuCore, ViommuOps } from "./viommu.ts";
 
 /** Source: enum iommu_cap. */
 export type IommuCap =
@@ -40,15 +42,6 @@ export interface IommuHwInfo {
   readonly capabilities: bigint;
   /** log2 of the number of PASIDs the device may use; 0: none. */
   readonly maxPasidLog2: number;
-}
-
-/** A driver's own struct, in the calling process's memory. */
-export interface DomainUserData {
-  /** IOMMU_HWPT_DATA_*. */
-  readonly type: number;
-  readonly address: bigint;
-  /** Bytes, as the program says. */
-  readonly length: number;
 }
 
 /** A successful translation. */
@@ -117,11 +110,27 @@ export abstract class IommuUnit {
    * Makes a paging domain for `dev` (type unmanaged). `flags` are IOMMU_HWPT_ALLOC_*.
    * EOPNOTSUPP: a flag this unit does not know or cannot serve; ENOMEM. `data`: only for units with `takesUserData`.
    */
-  abstract domainAllocPagingFlags(dev: Device, flags: number, data?: DomainUserData): Step<IommuDomain | Errno>;
+  abstract domainAllocPagingFlags(dev: Device, flags: number, data?: IommuUserData): Step<IommuDomain | Errno>;
 
   /** A program may say more of a paging domain than flags can. */
   get takesUserData(): boolean {
     return false;
+  }
+
+  /**
+   * A domain nested in `parent`, which is one of this driver's that was made for it. `flags`: IOMMU_HWPT_ALLOC_PASID at most.
+   * Absent: the driver knows no nesting outside of a virtual IOMMU.
+   */
+  domainAllocNested?(dev: Device, parent: IommuDomain, flags: number, data: IommuUserData): IommuDomain | Errno;
+
+  /** Virtual IOMMUs of a type (IOMMU_VIOMMU_TYPE_*) can be made for `dev`. */
+  supportsViommu(_dev: Device, _type: number): boolean {
+    return false;
+  }
+
+  /** The driver's half of a new virtual IOMMU on `parent`. */
+  *viommuInit(_core: ViommuCore, _parent: IommuDomain, _data: IommuUserData | undefined): Step<ViommuOps | Errno> {
+    return EOPNOTSUPP;
   }
 
   /** A paging domain for the kernel's own DMA API, made without sleeping. */

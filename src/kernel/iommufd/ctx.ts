@@ -14,6 +14,7 @@ import type { File } from "../fs/file.ts";
 import type { Process } from "../fs/process.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IommufdGroup } from "./group.ts";
+import { MmapTable } from "./mmap.ts";
 import type { IommufdObject } from "./object.ts";
 import { ObjectTable } from "./object.ts";
 
@@ -32,6 +33,8 @@ export class IommufdCtx {
   readonly ioasCreationLock: RwSem;
   /** Mode given to user and file pages of a process without CAP_IPC_LOCK. */
   accountMode: "user" | "mm" = "user";
+  /** What can be mapped through the descriptor. */
+  readonly mmaps: MmapTable = new MmapTable();
   /** The IOAS that stands for a type1 container. */
   vfioIoas: IommufdObject | undefined = undefined;
 

@@ -18,7 +18,8 @@ import type { Device } from "../device.ts";
 import type { AttachHandle, IommuGroup } from "../iommu/group.ts";
 import { type IommufdCtx, iommufdCtxPut } from "./ctx.ts";
 import type { IommufdHwpt } from "./hwpt.ts";
-import { decUsers, IommufdObject } from "./object.ts";
+import { decUsers, IommufdObject, tombstoneOwnedObject, tryIncUsers } from "./object.ts";
+import type { IommufdVdevice } from "./vdevice.ts";
 
 const GROUP_LOCK: LockClass = new LockClass("iommufd_group.lock");
 
@@ -76,6 +77,10 @@ export class IommufdDevice extends IommufdObject {
   igroup: IommufdGroup | undefined = undefined;
   /** Every domain it uses must force coherent DMA. */
   enforceCacheCoherency = false;
+  /** What a guest knows it as. Under the group's lock. */
+  vdev: IommufdVdevice | undefined = undefined;
+  /** It is being unbound and takes no new `vdev`. Under the group's lock. */
+  destroying = false;
 
   constructor(ctx: IommufdCtx, dev: Device) {
     super();
@@ -87,6 +92,18 @@ export class IommufdDevice extends IommufdObject {
   get group(): IommufdGroup {
     if (this.igroup === undefined) throw new KernelBug(`${this.dev.name} is not bound`);
     return this.igroup;
+  }
+
+  /** The guest's view of it goes first, as that holds a reference. */
+  override *preDestroy(): Step<void> {
+    const { lock } = this.group;
+    let alive: IommufdVdevice | undefined;
+    yield* lock.lock();
+    this.destroying = true;
+    // One that is being destroyed already waits for this very lock, and is waited for by its reference.
+    if (this.vdev !== undefined && tryIncUsers(this.ctx, this.vdev)) alive = this.vdev;
+    lock.unlock();
+    if (alive !== undefined) yield* tombstoneOwnedObject(this.ctx, alive);
   }
 
   override *destroy(): Step<void> {

@@ -28,7 +28,7 @@ import {
 } from "../../uapi/iommufd.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
 import type { IommuDirtyOps, IommuDomain } from "../iommu/domain.ts";
-import type { DomainUserData } from "../iommu/unit.ts";
+import type { IommuUserData } from "../iommu/user_data.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import { DirtyBitmap } from "./dirty_bitmap.ts";
 import { attachHwpt, detachHwpt, IommufdDevice, NO_PASID } from "./group.ts";
@@ -102,7 +102,7 @@ export function* allocHwptPaging(
   ctx: IommufdCtx,
   ioas: IommufdIoas,
   idev: IommufdDevice,
-  { pasid, flags, attach, data }: { pasid: number; flags: number; attach: boolean; data?: DomainUserData },
+  { pasid, flags, attach, data }: { pasid: number; flags: number; attach: boolean; data?: IommuUserData },
 ): Step<HwptPaging | Errno> {
   const { unit } = idev.group.group;
   if ((flags & ~VALID_FLAGS) !== 0) return EOPNOTSUPP;

@@ -14,7 +14,7 @@
  *
  * Source: drivers/iommu/iommufd/main.c.
  */
-import { E2BIG, EFAULT, EINVAL, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, Errno } from "../../lib/errno.ts";
+import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   IOMMU_DESTROY,
@@ -65,7 +65,6 @@ import {
   IommuViommuAlloc,
 } from "../../uapi/iommufd.ts";
 import { IOMMU_TEST_CMD, IommuTestCmd } from "../../uapi/iommufd_test.ts";
-import { PROT_EXEC } from "../../uapi/mman.ts";
 import type { AnyStruct, StructView, ViewOf } from "../../uapi/struct.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import type { Kernel } from "../kernel.ts";
@@ -80,7 +79,9 @@ import { iommufdModule, makeIommufdModule } from "./module.ts";
 import { destroyAllObjects, removeObjectById } from "./object.ts";
 import { option } from "./option.ts";
 import type { Ucmd, UcmdHandler } from "./ucmd.ts";
+import { vdeviceAlloc } from "./vdevice.ts";
 import { iommufdVfioIoctl, vfioIoas } from "./vfio_compat.ts";
+import { viommuAlloc } from "./viommu.ts";
 
 /** A row of the table. */
 interface Op {
@@ -129,10 +130,10 @@ add(IOMMU_IOAS_MAP_FILE, IommuIoasMapFile, "iova", ioasMapFile);
 add(IOMMU_IOAS_NOIOMMU_GET_PA, IommuIoasNoiommuGetPa, "out_phys", ioasNoiommuGetPa);
 add(IOMMU_IOAS_UNMAP, IommuIoasUnmap, "length", ioasUnmap);
 add(IOMMU_OPTION, IommuOption, "val64", option);
-add(IOMMU_VDEVICE_ALLOC, IommuVdeviceAlloc, "virt_id", notOffered);
+add(IOMMU_VDEVICE_ALLOC, IommuVdeviceAlloc, "virt_id", vdeviceAlloc);
 add(IOMMU_VEVENTQ_ALLOC, IommuVeventqAlloc, "out_veventq_fd", notOffered);
 add(IOMMU_VFIO_IOAS, IommuVfioIoas, "__reserved", vfioIoas);
-add(IOMMU_VIOMMU_ALLOC, IommuViommuAlloc, "out_viommu_id", notOffered);
+add(IOMMU_VIOMMU_ALLOC, IommuViommuAlloc, "out_viommu_id", viommuAlloc);
 add(IOMMU_TEST_CMD, IommuTestCmd, "last", selftest);
 
 /** Reached only where there is one. */
@@ -180,10 +181,8 @@ function* release(f: File): Step<void> {
   iommufdModule(ctx.kernel).contexts.delete(ctx);
 }
 
-/** For register pages of hardware queues, which no unit of this kernel has: there is nothing to map. */
-function mmap(_f: File, vma: Vma): Errno {
-  if (!vma.shared) return EINVAL;
-  return (vma.prot & PROT_EXEC) !== 0 ? EPERM : ENXIO;
+function mmap(f: File, vma: Vma): Errno | undefined {
+  return (f.privateData as IommufdCtx).mmaps.mmap(vma);
 }
 
 const fileOps: FileOps = { name: "iommufd", ioctl, mmap, release };

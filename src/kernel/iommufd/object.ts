@@ -53,7 +53,7 @@ export abstract class IommufdObject {
   *preDestroy(): Step<void> {}
 }
 
-/** What a slot holds between the allocation of an id and the publication of the object. */
+/** What a slot holds between the allocation of an id and the publication of the object, and what a tombstone is. */
 const RESERVED: unique symbol = Symbol("reserved");
 type Slot = IommufdObject | typeof RESERVED | undefined;
 
@@ -64,7 +64,7 @@ export class ObjectTable {
   #lowestFree = 1;
   #used = 0;
 
-  /** True when nothing is published or reserved. */
+  /** True when nothing is published, reserved, or left as a tombstone. */
   get empty(): boolean {
     return this.#used === 0;
   }
@@ -92,6 +92,19 @@ export class ObjectTable {
     this.#used--;
     if (id < this.#lowestFree) this.#lowestFree = id;
     while (this.#slots.length > 1 && this.#slots[this.#slots.length - 1] === undefined) this.#slots.pop();
+  }
+
+  /** Takes a published object out and keeps its id: no other object gets it. */
+  bury(id: number): void {
+    if (this.load(id) === undefined) throw new KernelBug(`iommufd object ${id} is buried and was not published`);
+    this.#slots[id] = RESERVED;
+  }
+
+  /** Frees every id that is left. */
+  clear(): void {
+    this.#slots.length = 1;
+    this.#used = 0;
+    this.#lowestFree = 1;
   }
 
   /** The published object of that id. */
@@ -189,13 +202,18 @@ function* destroyRemoved(ctx: IommufdCtx, obj: IommufdObject): Step<void> {
 }
 
 /** Removes a published object if nobody but the table uses it; the caller has made sure which object it is. */
-function* removeIfUnused(ctx: IommufdCtx, obj: IommufdObject, waited: boolean): Step<Errno | undefined> {
+function* removeIfUnused(
+  ctx: IommufdCtx,
+  obj: IommufdObject,
+  { waited = false, tombstone = false }: { waited?: boolean; tombstone?: boolean } = {},
+): Step<Errno | undefined> {
   if (obj.users !== 1) {
     if (waited) obj.waitCnt = 1;
     return EBUSY;
   }
   obj.users = 0;
-  ctx.objects.erase(obj.id);
+  if (tombstone) ctx.objects.bury(obj.id);
+  else ctx.objects.erase(obj.id);
   if (ctx.vfioIoas === obj) ctx.vfioIoas = undefined;
   if (!waited) {
     const e = yield* decWait(ctx, obj);
@@ -209,38 +227,58 @@ function* removeIfUnused(ctx: IommufdCtx, obj: IommufdObject, waited: boolean): 
 export function* removeObjectById(ctx: IommufdCtx, id: number): Step<Errno | undefined> {
   const obj = ctx.objects.load(id);
   if (obj === undefined) return ENOENT;
-  return yield* removeIfUnused(ctx, obj, false);
+  return yield* removeIfUnused(ctx, obj);
+}
+
+/** One more user of a published object, for somebody who holds none; false when it is on its way out. */
+export function tryIncUsers(ctx: IommufdCtx, obj: IommufdObject): boolean {
+  if (ctx.objects.load(obj.id) !== obj) return false;
+  obj.users++;
+  return true;
 }
 
 /** An outside owner gives up its object: waits for readers, drops the owner's user, destroys. */
 export function* destroyOwnedObject(ctx: IommufdCtx, obj: IommufdObject): Step<void> {
+  yield* removeOwned(ctx, obj, false);
+}
+
+/** The same of an object that the program made: its id stays taken until the context is closed. */
+export function* tombstoneOwnedObject(ctx: IommufdCtx, obj: IommufdObject): Step<void> {
+  yield* removeOwned(ctx, obj, true);
+}
+
+function* removeOwned(ctx: IommufdCtx, obj: IommufdObject, tombstone: boolean): Step<void> {
   if ((yield* decWait(ctx, obj)) !== undefined) {
     // Left for the close of the context, as the kernel leaves it.
     decUsers(obj);
     return;
   }
   decUsers(obj);
-  const e = yield* removeIfUnused(ctx, obj, true);
+  const e = yield* removeIfUnused(ctx, obj, { waited: true, tombstone });
   if (e !== undefined) throw new KernelBug(`iommufd object ${obj.id} (${obj.type}) is still in use when its owner destroys it`);
 }
 
 /** Drops the caller's user and destroys the object if that was the last besides the table's. */
 export function* putAndTryDestroy(ctx: IommufdCtx, obj: IommufdObject): Step<void> {
   decUsers(obj);
-  if (ctx.objects.load(obj.id) === obj) yield* removeIfUnused(ctx, obj, false);
+  if (ctx.objects.load(obj.id) === obj) yield* removeIfUnused(ctx, obj);
 }
 
 /** Close: destroys leaves until nothing is left. Throws `KernelBug` when the users form a cycle. */
 export function* destroyAllObjects(ctx: IommufdCtx): Step<void> {
-  while (!ctx.objects.empty) {
+  for (;;) {
+    let left = 0;
     let destroyed = 0;
     for (const obj of ctx.objects) {
+      left++;
       if (obj.users !== 1) continue;
       obj.users = 0;
       ctx.objects.erase(obj.id);
       destroyed++;
       yield* destroyRemoved(ctx, obj);
     }
+    if (left === 0) break;
     if (destroyed === 0) throw new KernelBug("iommufd: objects that use each other are left at close");
   }
+  ctx.objects.clear();
 }
