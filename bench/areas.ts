@@ -14,23 +14,17 @@
 
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
+import { Calls } from "../src/explore/scenarios/calls.ts";
 import { iommufdInit } from "../src/kernel/iommufd/main.ts";
 import { Kernel } from "../src/kernel/kernel.ts";
 import { Errno } from "../src/lib/errno.ts";
 import {
-  IOMMU_IOAS_ALLOC,
   IOMMU_IOAS_MAP_FILE,
   IOMMU_IOAS_MAP_FIXED_IOVA,
   IOMMU_IOAS_MAP_READABLE,
   IOMMU_IOAS_UNMAP,
-  IommuIoasAlloc,
   IommuIoasMapFile,
   IommuIoasUnmap,
-  MAP_ANONYMOUS,
-  MAP_PRIVATE,
-  O_RDWR,
-  PROT_READ,
-  PROT_WRITE,
 } from "../src/uapi/index.ts";
 
 /** Every other page, so that no two areas touch. */
@@ -62,15 +56,13 @@ class Bench {
 
   constructor() {
     iommufdInit(this.#kernel);
+    const calls = new Calls(this.#process);
     const { sys } = this.#process;
-    this.#fd = ok(this.#process.run(sys.open("/dev/iommu", O_RDWR)));
-    this.#arg = ok(this.#process.run(sys.mmap(0n, 4096n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1)));
-    const alloc = IommuIoasAlloc.alloc({ size: IommuIoasAlloc.size });
-    this.#ioctl(IOMMU_IOAS_ALLOC, alloc.bytes);
-    this.#process.mm.memory.read(this.#arg, alloc.bytes);
-    const memfd = ok(this.#process.run(sys.memfdCreate("bench", 0)));
-    ok(this.#process.run(sys.ftruncate(memfd, LENGTH)) ?? 0);
-    this.#map.ioas_id = this.#unmap.ioas_id = alloc.out_ioas_id;
+    this.#fd = calls.openIommufd();
+    this.#arg = calls.memory(4096n);
+    const memfd = calls.must(sys.memfdCreate("bench", 0));
+    calls.must(sys.ftruncate(memfd, LENGTH));
+    this.#map.ioas_id = this.#unmap.ioas_id = calls.allocIoas(this.#fd);
     this.#map.fd = memfd;
   }
 

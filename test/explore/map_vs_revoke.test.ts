@@ -48,9 +48,9 @@ describe("map against revoke", { timeout: 60_000 }, () => {
     const program = taskProgram(mapVsRevoke({ unmapper: false }));
     const states = statesOf((f) => exploreOptimal(program, f));
     expect(states).toEqual([
-      "map = 0, toggle = 2 2; mapped",
-      "map = 0, toggle = 2 2; not mapped",
-      "map = ENODEV, toggle = 2 2; not mapped",
+      "map = 0, toggle = off on; reached 0",
+      "map = 0, toggle = off on; reached 1",
+      "map = ENODEV, toggle = off on; reached 0",
     ]);
     expect(statesOf((f) => exploreAll(program, f, 2))).toEqual(states);
   });

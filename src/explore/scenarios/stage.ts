@@ -1,0 +1,257 @@
+/**
+ * What the scenarios have in common: a machine of small functions, a process
+ * that drives them, tasks, and what is checked whoever they are.
+ *
+ * Checked in every scenario: results that Linux does not give; what is stated
+ * of tables and trackers between operations (`checkInvariants`: I3, I4, I7);
+ * that from the return of a revoke to the start of what ends it nobody reaches
+ * the BAR (I1, I2), counted over the mappings of every domain and over whatever
+ * a scenario counts beside them; that nothing is left when the process has
+ * ended (I4). That every revoke ends (I5) is the absence of a deadlock.
+ *
+ * Beside locks and waits three things order steps: the exporter's flag, which
+ * attach reads without its lock; who reaches the BAR; and the windows in which
+ * nobody may.
+ */
+import { openLedger } from "../../kernel/iommu/ledger.ts";
+import { checkInvariants } from "../../kernel/iommufd/check.ts";
+import type { Kernel } from "../../kernel/kernel.ts";
+import type { PciDev } from "../../kernel/pci/pci_dev.ts";
+import { type PciFunctionDescription, PciModel } from "../../kernel/pci/pci_model.ts";
+import { VfioPciCoreDevice } from "../../kernel/vfio/pci/vfio_pci_core.ts";
+import type { VfioPciDmaBuf } from "../../kernel/vfio/pci/vfio_pci_dmabuf.ts";
+import { Errno } from "../../lib/errno.ts";
+import { boot } from "../../machine/boot.ts";
+import type { ModelRegistry } from "../../machine/models.ts";
+import type { MachineDescription } from "../../machine/schema.ts";
+import type { Sched } from "../../sched/sched.ts";
+import type { Step, Task } from "../../sched/task.ts";
+import { InvariantBroken, type Recorder, type Scenario, type Scene } from "../tasks.ts";
+import { Calls, COMMAND } from "./calls.ts";
+
+/** The functions of the machine. */
+export const FIRST = "0000:01:00.0";
+export const SECOND = "0000:01:01.0";
+/** Memory, and what scenarios export of it. */
+export const BAR = 2;
+export const BYTES = 0x4000n;
+export const IOVA = 0x10_0000n;
+
+const MMIO = 16;
+
+/** A function with a BAR of memory, that really sleeps in D3hot and is reset at once. */
+const FUNCTION: PciFunctionDescription = {
+  name: "memory",
+  vendor: 0x1b36,
+  device: 0x00ff,
+  class: 0x05_0000,
+  bars: [{ index: BAR, size: BYTES, kind: "mem32" }],
+  capabilities: { pm: { noSoftReset: true } },
+  deviceSpecificReset: true,
+};
+
+class MemoryFunction extends PciModel {
+  readonly description: PciFunctionDescription = FUNCTION;
+}
+
+const MODELS: ModelRegistry = { memory: { resolve: () => () => new MemoryFunction() } };
+
+/** `functions` of them on one bus: what resets together. */
+const machine = (functions: number): MachineDescription => ({
+  name: "scenario",
+  memory: "16 MiB",
+  iommu: { kind: "intel-legacy" },
+  modules: ["iommufd", "vfio-pci"],
+  pci: {
+    children: [{ type: "root-port", children: Array.from({ length: functions }, () => ({ type: "device" as const, model: "memory" })) }],
+  },
+});
+
+const MACHINES: readonly MachineDescription[] = [machine(1), machine(2)];
+
+export class Stage {
+  readonly kernel: Kernel;
+  readonly calls: Calls;
+  readonly recorder: Recorder;
+  readonly #functions: readonly string[];
+  /** What each task ended with. */
+  readonly #results: Map<string, string> = new Map();
+  readonly #reaching: Map<string, number> = new Map();
+  /** Windows in which a BAR may not be reached, that are open. */
+  readonly #windows: Set<string> = new Set();
+
+  constructor(functions: 1 | 2, record: (sched: Sched) => Recorder) {
+    let recorder: Recorder | undefined;
+    this.kernel = boot(MACHINES[functions - 1] as MachineDescription, {
+      models: MODELS,
+      onKernel: (kernel) => {
+        openLedger(kernel);
+        recorder = record(kernel.sched);
+      },
+    });
+    this.recorder = recorder as Recorder;
+    this.#functions = [FIRST, SECOND].slice(0, functions);
+    this.calls = new Calls(this.kernel.fs.createProcess({ name: "vmm" }));
+  }
+
+  pdev(bdf: string = FIRST): PciDev {
+    return this.kernel.pci.devices.get(bdf) as PciDev;
+  }
+
+  vdev(bdf: string = FIRST): VfioPciCoreDevice {
+    const vdev = this.pdev(bdf).driverData;
+    if (!(vdev instanceof VfioPciCoreDevice)) throw new TypeError(`${bdf} is not bound to vfio-pci`);
+    return vdev;
+  }
+
+  /** The one buffer that the function exports. */
+  buffer(bdf: string = FIRST): VfioPciDmaBuf {
+    const [buffer] = this.vdev(bdf).dmabufs;
+    if (buffer === undefined) throw new TypeError(`${bdf} exports nothing`);
+    return buffer;
+  }
+
+  /** Called when all is set up: from here on who reaches a BAR is counted. */
+  watch(): void {
+    for (const bdf of this.#functions) for (const buffer of this.vdev(bdf).dmabufs) this.recorder.watch(buffer, "revoked");
+    /** Mappings of a BAR, by domain and IOVA. */
+    const mapped = new Map<string, string>();
+    this.kernel.trace.listen(({ event: e }) => {
+      if (e.type === "iommu.map" && e.errno === undefined && (e.prot & MMIO) !== 0) {
+        const bdf = this.#functions.find((f) => this.#barHolds(f, e.pa)) ?? FIRST;
+        mapped.set(`${e.domain} ${e.iova}`, bdf);
+        this.reach(1, bdf);
+      }
+      if (e.type === "iommu.unmap" && e.unmapped > 0n) {
+        const bdf = mapped.get(`${e.domain} ${e.iova}`);
+        if (bdf !== undefined && mapped.delete(`${e.domain} ${e.iova}`)) this.reach(-1, bdf);
+      }
+    });
+  }
+
+  #barHolds(bdf: string, pa: bigint): boolean {
+    const bar = this.pdev(bdf).resources[BAR];
+    return bar !== undefined && pa >= bar.start && pa < bar.start + bar.length;
+  }
+
+  /** One more way to a function's BAR, or one less. */
+  reach(by: 1 | -1, bdf: string = FIRST): void {
+    this.recorder.touch(`reach ${bdf}`);
+    this.#reaching.set(bdf, this.reached(bdf) + by);
+    this.#quiet(bdf);
+  }
+
+  /** Ways on which a function's BAR is reached now. */
+  reached(bdf: string = FIRST): number {
+    return this.#reaching.get(bdf) ?? 0;
+  }
+
+  /** From now on nobody may reach the BAR, because of `why`, until that is over. */
+  forbid(why: string, bdf: string = FIRST): void {
+    this.recorder.touch(`reach ${bdf}`);
+    this.#windows.add(`${bdf} ${why}`);
+    this.#quiet(bdf);
+  }
+
+  allow(why: string, bdf: string = FIRST): void {
+    this.recorder.touch(`reach ${bdf}`);
+    this.#windows.delete(`${bdf} ${why}`);
+  }
+
+  #quiet(bdf: string): void {
+    if (this.reached(bdf) === 0) return;
+    const [window] = [...this.#windows].filter((w) => w.startsWith(bdf));
+    if (window !== undefined) throw new InvariantBroken(`I1/I2: a peer reaches the BAR of ${window}`);
+  }
+
+  // ----- what tasks do
+
+  /** A system call whose errors are known: its result in a word. */
+  *answered(call: Step<number | bigint | Errno | undefined>, errors: readonly string[] = []): Step<string> {
+    const r = yield* call;
+    if (!(r instanceof Errno)) return "0";
+    if (!errors.includes(r.name)) throw new InvariantBroken(`a call answers ${r.name}, and never does so on Linux`);
+    return r.name;
+  }
+
+  ioctl(fd: number, cmd: number, args: bigint, errors: readonly string[] = []): Step<string> {
+    return this.answered(this.calls.process.sys.ioctl(fd, cmd, args), errors);
+  }
+
+  /** Turns decode of a function off, and lets others see it so. */
+  *decodeOff(fd: number, args: bigint, bdf: string = FIRST): Step<void> {
+    yield* this.#command(fd, args);
+    this.forbid("decode off", bdf);
+    yield* this.kernel.sched.yield();
+  }
+
+  *decodeOn(fd: number, args: bigint, bdf: string = FIRST): Step<void> {
+    this.allow("decode off", bdf);
+    yield* this.#command(fd, args);
+  }
+
+  *#command(fd: number, args: bigint): Step<void> {
+    const r = yield* this.calls.process.sys.pwrite(fd, args, 2, COMMAND);
+    if (r !== 2) throw new InvariantBroken(`the config write answers ${String(r)}`);
+  }
+
+  /** Starts a thread of the process; what it ends with becomes part of the state. */
+  task(name: string, body: Step<string>): Task {
+    const task = this.calls.process.newThread(name);
+    const results = this.#results;
+    results.set(name, "not ended");
+    this.kernel.sched.start(
+      task,
+      (function* () {
+        results.set(name, yield* body);
+      })(),
+    );
+    return task;
+  }
+
+  /** What holds at the end of every scenario; the final state in words. */
+  end(more: string): string {
+    const { kernel, calls } = this;
+    checkInvariants(kernel);
+    const ways = this.#functions.map((bdf) => this.reached(bdf)).join("+");
+    const state = [...this.#results].map(([name, result]) => `${name} = ${result}`).join(", ");
+    calls.process.run(calls.process.exit());
+    kernel.sched.settle();
+    const left = [...kernel.leakChecks].flatMap(([what, count]) => (count() === 0 ? [] : [`${count()} ${what}`]));
+    if (left.length > 0) throw new InvariantBroken(`I4: left when the process has ended: ${left.join(", ")}`);
+    return `${state}; reached ${ways}${more === "" ? "" : `; ${more}`}`;
+  }
+}
+
+/** A scenario over a stage: `W` is what its set-up hands to its tasks. */
+export interface Play<W> {
+  readonly name: string;
+  readonly summary: string;
+  /** Functions of the machine; default 1. */
+  readonly functions?: 1 | 2;
+  /** Before the tasks: opens, binds, maps; best once through everything, so that every lock has been met. */
+  setUp(stage: Stage): W;
+  /** The tasks by name, in order. */
+  readonly tasks: Readonly<Record<string, (world: W, stage: Stage) => Step<string>>>;
+  /** When all tasks have ended: checks what is the scenario's own, and adds to the final state. */
+  end?(world: W, stage: Stage): string;
+}
+
+/** Called when the set-up is done, to put a part of another make in. */
+export type Alter<W> = (world: W, stage: Stage) => void;
+
+export function scenarioOf<W>(play: Play<W>, alter?: Alter<W>): Scenario {
+  return {
+    name: play.name,
+    summary: play.summary,
+    threads: Object.keys(play.tasks),
+    setUp(record): Scene {
+      const stage = new Stage(play.functions ?? 1, record);
+      const world = play.setUp(stage);
+      alter?.(world, stage);
+      stage.watch();
+      const tasks = Object.entries(play.tasks).map(([name, body]) => stage.task(name, body(world, stage)));
+      return { tasks, end: () => stage.end(play.end?.(world, stage) ?? "") };
+    },
+  };
+}
