@@ -5,6 +5,7 @@
  * translating unit on it at boot. Source: struct device, struct dev_iommu.
  */
 import type { IommuGroup } from "./iommu/group.ts";
+import type { FaultParam } from "./iommu/io_pagefault.ts";
 import type { IommuUnit } from "./iommu/unit.ts";
 
 export class Device {
@@ -17,6 +18,8 @@ export class Device {
   iommuGroup: IommuGroup | undefined = undefined;
   /** The unit that translates its DMA. */
   iommuUnit: IommuUnit | undefined = undefined;
+  /** What is kept of its page requests, while it is in a queue for them. */
+  faultParam: FaultParam | undefined = undefined;
   /** Mask of the addresses it can put on the bus. */
   dmaMask = 0xffff_ffff_ffff_ffffn;
 

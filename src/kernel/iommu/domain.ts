@@ -16,6 +16,7 @@ import { EINVAL, type Errno, hex, KernelBug, U64_MAX } from "../../lib/index.ts"
 import { type PageTable, PtGather } from "../../pt/index.ts";
 import { IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR } from "../../uapi/iommufd.ts";
 import type { Kernel } from "../kernel.ts";
+import type { IopfHandler } from "./io_pagefault.ts";
 import type { IommuUnit } from "./unit.ts";
 
 /** Protection of a mapping. Source: include/linux/iommu.h. */
@@ -26,8 +27,8 @@ export const IOMMU_CACHE = 4;
 /** Device memory: never cacheable, so never together with IOMMU_CACHE. */
 export const IOMMU_MMIO = 16;
 
-/** `unmanaged`: its owner decides every mapping. `dma`: the kernel's DMA API does. */
-export type IommuDomainType = "unmanaged" | "dma" | "identity" | "blocked";
+/** `unmanaged`: its owner decides every mapping. `dma`: the kernel's DMA API does. `nested`: a guest does, on top of another domain. */
+export type IommuDomainType = "unmanaged" | "dma" | "identity" | "blocked" | "nested";
 
 /** Which driver a domain belongs to; two drivers' domains never mix. Compared by identity. */
 export interface IommuOps {
@@ -91,6 +92,8 @@ export class IommuDomain {
   readonly geometry: IommuGeometry;
   /** Defined where the domain was made for dirty tracking. */
   readonly dirtyOps: IommuDirtyOps | undefined = undefined;
+  /** Takes the page requests of devices that are attached; set before the first is. */
+  iopfHandler: IopfHandler | undefined = undefined;
   /** Set dirty bits on writes. */
   dirtyTracking = false;
   /** Who translates through it now. */

@@ -9,7 +9,7 @@
  * Source: VT-d specification 11.4.2 (CAP_REG), 11.4.3 (ECAP_REG), 7.1.3 (faults);
  * drivers/iommu/intel/iommu.c, iommu.h, dmar.c.
  */
-import { EINVAL, EOPNOTSUPP, Errno, U64_MAX } from "../../lib/index.ts";
+import { EINVAL, ENODEV, EOPNOTSUPP, Errno, U64_MAX } from "../../lib/index.ts";
 import { PageTable, vtdss, x86_64 } from "../../pt/index.ts";
 import type { Step } from "../../sched/index.ts";
 import {
@@ -222,7 +222,9 @@ export class IntelIommu extends IommuUnit {
 
   protected override paging(domain: IommuDomain): Errno | undefined {
     if (!(domain instanceof IntelDomain)) return EINVAL;
-    return domain.stage === "first" ? this.#acceptsFirstStage(domain) : this.#acceptsSecondStage(domain);
+    const e = domain.stage === "first" ? this.#acceptsFirstStage(domain) : this.#acceptsSecondStage(domain);
+    // No function of this machine makes page requests, so there is nothing to switch on.
+    return e ?? (domain.iopfHandler === undefined ? undefined : ENODEV);
   }
 
   protected override inReach(domain: IommuDomain, iova: bigint): boolean {

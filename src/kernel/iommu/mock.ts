@@ -9,7 +9,10 @@
  * Source: mock_ops and around them in drivers/iommu/iommufd/selftest.c.
  */
 import { EINVAL, ENOMEM, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
+import { KernelBug } from "../../lib/kernel_bug.ts";
 import { amdv1Mock, PageTable } from "../../pt/index.ts";
+import { LockClass } from "../../sched/lockdep.ts";
+import { RwSem } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   IOMMU_HW_INFO_TYPE_DEFAULT,
@@ -40,6 +43,7 @@ import type { Kernel } from "../kernel.ts";
 import { copyStructFromUser } from "../mm/user_memory.ts";
 import { type IommuDirtyOps, IommuDomain, type IommuGeometry, type IommuOps, pageTableDirtyOps } from "./domain.ts";
 import { type FaultFacts, IommuFault } from "./fault.ts";
+import { IopfQueue } from "./io_pagefault.ts";
 import type { ReservedRegion } from "./resv.ts";
 import { type IommuCap, IommuUnit } from "./unit.ts";
 import type { IommuUserData } from "./user_data.ts";
@@ -53,6 +57,8 @@ const PAGING_FLAGS = IOMMU_HWPT_ALLOC_DIRTY_TRACKING | IOMMU_HWPT_ALLOC_NEST_PAR
 /** Above every requester id of a bus. */
 const FIRST_RID = 0x1_0000;
 
+const IOPF_RWSEM: LockClass = new LockClass("mock_dev.iopf_rwsem");
+
 export class MockDevice extends Device {
   /** MOCK_FLAGS_DEVICE_*. */
   readonly flags: number;
@@ -60,10 +66,15 @@ export class MockDevice extends Device {
   readonly cache: readonly number[] = new Array<number>(MOCK_DEV_CACHE_NUM).fill(IOMMU_TEST_DEV_CACHE_DEFAULT);
   /** The next attach of the reserved PASID fails. */
   pasidError = false;
+  /** Read: the device makes a page request. Write: what is attached to it changes. */
+  readonly iopfRwsem: RwSem;
+  /** Attachments, its PASIDs' included, whose domains handle page requests. Under the group's mutex. */
+  iopfDomains = 0;
 
-  constructor(id: number, flags: number) {
+  constructor(kernel: Kernel, id: number, flags: number) {
     super(`iommufd_mock${id}`, "mock", FIRST_RID + id);
     this.flags = flags;
+    this.iopfRwsem = new RwSem(kernel.sched, IOPF_RWSEM);
   }
 
   get maxPasids(): number {
@@ -103,9 +114,12 @@ const mockDevice = (dev: Device): MockDevice => {
 
 export class MockIommu extends IommuUnit {
   readonly #ids: Set<number> = new Set();
+  /** Its devices whose page requests are taken. */
+  readonly #iopfQueue: IopfQueue;
 
   constructor(kernel: Kernel) {
     super(kernel, "iommufd_selftest_iommu", mockOps, false);
+    this.#iopfQueue = new IopfQueue(kernel, "mock-iopfq");
   }
 
   /** A device behind this unit, in a group of its own. EINVAL: unknown flags. */
@@ -114,7 +128,7 @@ export class MockIommu extends IommuUnit {
     let id = 0;
     while (this.#ids.has(id)) id++;
     this.#ids.add(id);
-    const dev = new MockDevice(id, flags);
+    const dev = new MockDevice(this.kernel, id, flags);
     const e = this.kernel.iommu.addDevice(dev, undefined, { unit: this, maxPasids: dev.maxPasids });
     if (e === undefined) return dev;
     this.#ids.delete(id);
@@ -174,24 +188,64 @@ export class MockIommu extends IommuUnit {
   }
 
   override attach(dev: Device, domain: IommuDomain): Errno | undefined {
-    if (domain.dirtyOps !== undefined && !mockDevice(dev).dirtyTracking) return EINVAL;
-    return super.attach(dev, domain);
+    const m = mockDevice(dev);
+    if (domain.dirtyOps !== undefined && !m.dirtyTracking) return EINVAL;
+    const old = this.requesters.get(dev.rid)?.domain;
+    const e = this.#enableIopf(m, domain);
+    if (e !== undefined) return e;
+    const bad = super.attach(dev, domain);
+    this.#disableIopf(m, bad === undefined ? old : domain);
+    return bad;
   }
 
   override setPasid(dev: Device, pasid: number, domain: IommuDomain): Errno | undefined {
-    if (pasid !== IOMMU_TEST_PASID_RESERVED) return super.setPasid(dev, pasid, domain);
     const m = mockDevice(dev);
-    const fail = m.pasidError;
-    m.pasidError = false;
-    if (fail) return ENOMEM;
-    const e = super.setPasid(dev, pasid, domain);
-    m.pasidError = true;
+    const reserved = pasid === IOMMU_TEST_PASID_RESERVED;
+    if (reserved && m.pasidError) {
+      m.pasidError = false;
+      return ENOMEM;
+    }
+    let e = this.#enableIopf(m, domain);
+    if (e === undefined) {
+      e = super.setPasid(dev, pasid, domain);
+      if (e !== undefined) this.#disableIopf(m, domain);
+    }
+    // Not before: removing what was there forgets it.
+    if (reserved) m.pasidError = true;
     return e;
   }
 
   override removePasid(dev: Device, pasid: number): void {
-    if (pasid === IOMMU_TEST_PASID_RESERVED) mockDevice(dev).pasidError = false;
+    const m = mockDevice(dev);
+    if (pasid === IOMMU_TEST_PASID_RESERVED) m.pasidError = false;
+    const old = this.requesters.get(dev.rid)?.pasids?.get(pasid)?.domain;
     super.removePasid(dev, pasid);
+    this.#disableIopf(m, old);
+  }
+
+  /** There is no device to tell. */
+  override pageResponse(_dev: Device): void {}
+
+  override get userPasidTable(): boolean {
+    return true;
+  }
+
+  /** One more attachment whose page requests are taken, if `domain` handles them; before the one it replaces is taken away. */
+  #enableIopf(m: MockDevice, domain: IommuDomain): Errno | undefined {
+    if (domain.iopfHandler === undefined) return undefined;
+    if (m.iopfDomains === 0) {
+      const e = this.#iopfQueue.addDevice(m);
+      if (e !== undefined) return e;
+    }
+    m.iopfDomains++;
+    return undefined;
+  }
+
+  #disableIopf(m: MockDevice, domain: IommuDomain | undefined): void {
+    if (domain?.iopfHandler === undefined) return;
+    if (m.iopfDomains === 0) throw new KernelBug(`${m.name}: more domains that handle page requests are detached than were attached`);
+    m.iopfDomains--;
+    if (m.iopfDomains === 0) this.#iopfQueue.removeDevice(m);
   }
 
   override reservedRegions(_dev: Device): ReservedRegion[] {

@@ -19,6 +19,7 @@ import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import { type DomainUser, IommuDomain, type IommuOps } from "./domain.ts";
 import { type FaultCause, type FaultFacts, type IommuFault, NO_PASID } from "./fault.ts";
+import type { PageRequest, PageResponse } from "./io_pagefault.ts";
 import { Iotlb, type IotlbEntry } from "./iotlb.ts";
 import { MSI_WINDOW_LAST, MSI_WINDOW_START, type ReservedRegion } from "./resv.ts";
 import type { IommuUserData } from "./user_data.ts";
@@ -131,6 +132,17 @@ export abstract class IommuUnit {
   /** The driver's half of a new virtual IOMMU on `parent`. */
   *viommuInit(_core: ViommuCore, _parent: IommuDomain, _data: IommuUserData | undefined): Step<ViommuOps | Errno> {
     return EOPNOTSUPP;
+  }
+
+  /**
+   * Answers a group of page requests to the device; `last` is the group's last request. Absent: no device behind this unit
+   * makes page requests.
+   */
+  pageResponse?(dev: Device, last: PageRequest, response: PageResponse): void;
+
+  /** A guest keeps the PASID tables of nested domains: requests of any PASID are those of the whole device's nested domain. */
+  get userPasidTable(): boolean {
+    return false;
   }
 
   /** A paging domain for the kernel's own DMA API, made without sleeping. */

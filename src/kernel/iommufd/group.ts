@@ -6,7 +6,7 @@
  * the last to detach leaves the group blocked. Each attached device adds its
  * own reserved regions to the IOAS.
  *
- * Lock order: ioas.mutex → group lock → the IOAS's iova lock.
+ * Lock order: ioas.mutex → group lock → the IOAS's iova lock, a fault queue's mutex.
  * Source: drivers/iommu/iommufd/device.c.
  */
 import { EBUSY, EINVAL, type Errno } from "../../lib/errno.ts";
@@ -15,8 +15,9 @@ import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
 import type { Device } from "../device.ts";
-import type { AttachHandle, IommuGroup } from "../iommu/group.ts";
+import type { IommuGroup } from "../iommu/group.ts";
 import { type IommufdCtx, iommufdCtxPut } from "./ctx.ts";
+import { autoResponseFaults, IommufdAttachHandle } from "./fault.ts";
 import type { IommufdHwpt } from "./hwpt.ts";
 import { decUsers, IommufdObject, tombstoneOwnedObject, tryIncUsers } from "./object.ts";
 import type { IommufdVdevice } from "./vdevice.ts";
@@ -128,7 +129,7 @@ function checkPasid(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Errn
 }
 
 function* install(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Step<Errno | undefined> {
-  const handle: AttachHandle = { domain: hwpt.domain };
+  const handle = new IommufdAttachHandle(hwpt.domain, idev);
   if (pasid === NO_PASID) return yield* group.attachHandle(hwpt.domain, handle);
   return yield* group.attachPasid(hwpt.domain, idev.dev, pasid, handle);
 }
@@ -136,7 +137,7 @@ function* install(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pas
 /** Unlike Linux, which trusts the caller here, this refuses a domain of another IOMMU driver. */
 function* exchange(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Step<Errno | undefined> {
   if (!group.unit.compatible(hwpt.domain)) return EINVAL;
-  const handle: AttachHandle = { domain: hwpt.domain };
+  const handle = new IommufdAttachHandle(hwpt.domain, idev);
   if (pasid === NO_PASID) return yield* group.replaceHandle(hwpt.domain, handle);
   return yield* group.replacePasid(hwpt.domain, idev.dev, pasid, handle);
 }
@@ -183,8 +184,10 @@ export function* detachHwpt(idev: IommufdDevice, pasid: number): Step<boolean> {
     hwpt = attach.hwpt;
     attach.devices.delete(idev.id);
     if (attach.devices.size === 0) {
+      const handle = igroup.group.handleOf(pasid);
       if (pasid === NO_PASID) yield* igroup.group.detachHandle(hwpt.domain);
       else yield* igroup.group.detachPasid(pasid);
+      yield* autoResponseFaults(hwpt, handle);
       igroup.attached.delete(pasid);
     }
     if (pasid === NO_PASID && hwpt.paging !== undefined) yield* hwpt.paging.ioas.iopt.removeReserved(idev.dev);
@@ -225,11 +228,13 @@ export function* replaceHwpt(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: numb
         }
       }
     }
+    const handle = igroup.group.handleOf(pasid);
     const e = checkPasid(hwpt, idev, pasid) ?? (yield* exchange(igroup.group, hwpt, idev, pasid));
     if (e !== undefined) {
       if (moves) yield* removeGroupReserved(attach, hwpt);
       return e;
     }
+    yield* autoResponseFaults(old, handle);
     if (pasid === NO_PASID && old.paging !== undefined && old.paging.ioas !== hwpt.paging?.ioas) yield* removeGroupReserved(attach, old);
     attach.hwpt = hwpt;
     const n = attach.devices.size;

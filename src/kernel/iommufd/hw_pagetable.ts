@@ -11,7 +11,7 @@
  */
 
 import { U64_MAX } from "../../lib/addr.ts";
-import { EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW, Errno } from "../../lib/errno.ts";
+import { EINVAL, EOPNOTSUPP, EOVERFLOW, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import {
@@ -31,6 +31,7 @@ import type { IommuDirtyOps, IommuDomain } from "../iommu/domain.ts";
 import type { IommuUserData } from "../iommu/user_data.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import { DirtyBitmap } from "./dirty_bitmap.ts";
+import { setHwptFault } from "./fault.ts";
 import { attachHwpt, detachHwpt, IommufdDevice, NO_PASID } from "./group.ts";
 import { IommufdHwpt } from "./hwpt.ts";
 import { IommufdIoas } from "./ioas.ts";
@@ -74,7 +75,7 @@ export class HwptPaging extends IommufdHwpt {
   }
 
   #free(): void {
-    this.domainOrNone?.free();
+    this.freeDomain();
     decUsers(this.ioas);
   }
 
@@ -174,8 +175,7 @@ function* hwptAllocOn(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptAlloc>, idev: Iomm
     const data = cmd.data_len === 0 ? {} : { data: { type: cmd.data_type, address: cmd.data_uptr, length: cmd.data_len } };
     const hwpt = yield* allocHwptPaging(ctx, ioas, idev, { pasid: NO_PASID, flags: cmd.flags, attach: false, ...data });
     if (hwpt instanceof Errno) return hwpt;
-    // There are no fault queues, so none has that id.
-    let e = (cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) === 0 ? undefined : ENOENT;
+    let e = (cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) === 0 ? undefined : setHwptFault(ctx, hwpt, cmd.fault_id);
     if (e === undefined) {
       cmd.out_hwpt_id = hwpt.id;
       e = respond(ucmd, cmd);

@@ -7,7 +7,7 @@
  *
  * Commands that this kernel does not offer are in the table all the same, with
  * their least sizes, so that a malformed call is told apart from a missing
- * feature: FAULT_QUEUE_ALLOC, VIOMMU_ALLOC, VDEVICE_ALLOC, VEVENTQ_ALLOC,
+ * feature: VIOMMU_ALLOC, VDEVICE_ALLOC, VEVENTQ_ALLOC,
  * HW_QUEUE_ALLOC and HWPT_INVALIDATE (nested translation) answer EOPNOTSUPP. A
  * command outside of the table is for the type1 compatibility
  * (`vfio_compat.ts`). IOMMU_TEST_CMD is there only when the machine was booted with the selftest (`selftest.ts`).
@@ -73,6 +73,7 @@ import type { Vma } from "../mm/vma.ts";
 import { changeProcess } from "./change_process.ts";
 import { IommufdCtx } from "./ctx.ts";
 import { getHwInfo } from "./device.ts";
+import { faultAlloc } from "./fault.ts";
 import { hwptAlloc, hwptGetDirtyBitmap, hwptSetDirtyTracking } from "./hw_pagetable.ts";
 import { ioasAlloc, ioasAllowIovas, ioasCopy, ioasIovaRanges, ioasMap, ioasMapFile, ioasNoiommuGetPa, ioasUnmap } from "./ioas.ts";
 import { iommufdModule, makeIommufdModule } from "./module.ts";
@@ -113,7 +114,7 @@ function* notOffered(): Step<Errno> {
 }
 
 add(IOMMU_DESTROY, IommuDestroy, "id", (ucmd, cmd) => removeObjectById(ucmd.ctx, cmd.id));
-add(IOMMU_FAULT_QUEUE_ALLOC, IommuFaultAlloc, "out_fault_fd", notOffered);
+add(IOMMU_FAULT_QUEUE_ALLOC, IommuFaultAlloc, "out_fault_fd", faultAlloc);
 add(IOMMU_GET_HW_INFO, IommuHwInfo, "__reserved", getHwInfo);
 add(IOMMU_HW_QUEUE_ALLOC, IommuHwQueueAlloc, "length", notOffered);
 add(IOMMU_HWPT_ALLOC, IommuHwptAlloc, "__reserved", hwptAlloc);

@@ -30,6 +30,24 @@ export type IommuEvent =
   | { readonly type: "iommu.flush"; readonly domain: number; readonly start: bigint; readonly last: bigint; readonly dropped: number }
   | { readonly type: "iommu.snoop"; readonly domain: number; readonly enforced: boolean }
   | { readonly type: "iommu.dirty_tracking"; readonly domain: number; readonly enable: boolean }
+  /** A device asks for a page to be made present; `grpid` gathers requests, of which the one with `last` wants an answer for all. */
+  | {
+      readonly type: "iommu.page_request";
+      readonly device: string;
+      readonly pasid: number;
+      readonly grpid: number;
+      readonly addr: bigint;
+      readonly perm: number;
+      readonly last: boolean;
+    }
+  /** The answer to a group of page requests. */
+  | {
+      readonly type: "iommu.page_response";
+      readonly device: string;
+      readonly pasid: number;
+      readonly grpid: number;
+      readonly code: "success" | "invalid" | "failure";
+    }
   /** A device's access was refused; `text` is the line of the kernel's log. */
   | {
       readonly type: "iommu.fault";
