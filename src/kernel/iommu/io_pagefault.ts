@@ -115,7 +115,9 @@ export class IopfGroup {
   /** Its end. */
   free(): void {
     if (!this.#answered || this.#freed) {
-      throw new KernelBug(`${this.param.dev.name}: group ${this.#last.grpid} of page requests is freed ${this.#freed ? "twice" : "unanswered"}`);
+      throw new KernelBug(
+        `${this.param.dev.name}: group ${this.#last.grpid} of page requests is freed ${this.#freed ? "twice" : "unanswered"}`,
+      );
     }
     this.#freed = true;
     this.param.queue.groups--;

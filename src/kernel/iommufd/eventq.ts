@@ -82,4 +82,3 @@ export const eventqFops: Required<Pick<FileOps, "stream" | "poll" | "release">> 
 export function transferred(done: number, e: Errno | undefined): number | Errno {
   return done === 0 && e !== undefined ? e : done;
 }
-

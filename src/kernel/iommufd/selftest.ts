@@ -2,9 +2,8 @@
  * IOMMU_TEST_CMD: what the kernel's own iommufd selftests ask of a kernel built
  * for them. A machine has it when it is booted with `selftest`.
  *
- * Operations on nested tables, page requests and vIOMMUs (MD_CHECK_IOTLB,
- * TRIGGER_IOPF, TRIGGER_VEVENT) answer EOPNOTSUPP, as the commands do that
- * would make their objects.
+ * Operations on nested tables and vIOMMUs (MD_CHECK_IOTLB, TRIGGER_VEVENT)
+ * answer EOPNOTSUPP, as the commands do that would make their objects.
  *
  * Source: iommufd_test() in drivers/iommu/iommufd/selftest.c.
  */
@@ -24,6 +23,7 @@ import { accessPages, accessReplaceIoas, accessRw, createAccess, destroyAccessPa
 import { checkDirty, checkMap, checkRefs } from "./selftest_check.ts";
 import { checkDevCache, mockDomain, mockDomainReplace, pasidAttach, pasidCheckHwpt, pasidDetach, pasidReplace } from "./selftest_device.ts";
 import { testDmabufGet, testDmabufMap, testDmabufRevoke } from "./selftest_dmabuf.ts";
+import { triggerIopf } from "./selftest_event.ts";
 import type { Ucmd } from "./ucmd.ts";
 
 type TestCmd = ViewOf<typeof T.IommuTestCmd>;
@@ -72,6 +72,8 @@ function* execute(unit: MockIommu, ucmd: Ucmd, cmd: TestCmd): Step<Errno | numbe
       return cmd.memory_limit.limit < LEAST_MEMORY ? EINVAL : undefined;
     case T.IOMMU_TEST_OP_DIRTY:
       return yield* checkDirty(ucmd, cmd);
+    case T.IOMMU_TEST_OP_TRIGGER_IOPF:
+      return yield* triggerIopf(ucmd.ctx, cmd.trigger_iopf);
     case T.IOMMU_TEST_OP_PASID_ATTACH:
       return yield* pasidAttach(ucmd, cmd);
     case T.IOMMU_TEST_OP_PASID_REPLACE:

@@ -51,13 +51,25 @@ class SelftestDevice extends IommufdObject {
     this.#dev = dev;
     const bound = yield* iommufdDeviceBind(ctx, dev);
     if (!(bound instanceof Errno)) this.#idev = bound.idev;
-    const pt = bound instanceof Errno ? bound : yield* iommufdDeviceAttach(bound.idev, IOMMU_NO_PASID, ptId);
+    const pt = bound instanceof Errno ? bound : yield* this.changing((idev) => iommufdDeviceAttach(idev, IOMMU_NO_PASID, ptId));
     if (pt instanceof Errno) yield* this.#undo();
     return pt;
   }
 
+  /** Changes what the device is attached to; meanwhile it makes no page requests. */
+  *changing<R>(change: (idev: IommufdDevice) => Step<R>): Step<R> {
+    const dev = this.#dev;
+    if (dev === undefined) throw new KernelBug(`selftest object ${this.id} has no device`);
+    yield* dev.iopfRwsem.downWrite();
+    try {
+      return yield* change(this.idev);
+    } finally {
+      dev.iopfRwsem.upWrite();
+    }
+  }
+
   override *destroy(): Step<void> {
-    if (this.#idev !== undefined) yield* iommufdDeviceDetach(this.#idev, IOMMU_NO_PASID);
+    if (this.#idev !== undefined) yield* this.changing((idev) => iommufdDeviceDetach(idev, IOMMU_NO_PASID));
     yield* this.#undo();
   }
 
@@ -95,7 +107,7 @@ export function* mockDomainReplace(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undef
   const obj = getDevice(ctx, cmd.id);
   if (obj instanceof Errno) return obj;
   try {
-    const pt = yield* iommufdDeviceReplace(obj.idev, IOMMU_NO_PASID, cmd.mock_domain_replace.pt_id);
+    const pt = yield* obj.changing((idev) => iommufdDeviceReplace(idev, IOMMU_NO_PASID, cmd.mock_domain_replace.pt_id));
     if (pt instanceof Errno) return pt;
     cmd.mock_domain_replace.pt_id = pt;
     return respond(ucmd, cmd);
@@ -111,11 +123,11 @@ export function* pasidAttach(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undefined> 
   if (obj instanceof Errno) return obj;
   try {
     const { pasid, pt_id } = cmd.pasid_attach;
-    const pt = yield* iommufdDeviceAttach(obj.idev, pasid, pt_id);
+    const pt = yield* obj.changing((idev) => iommufdDeviceAttach(idev, pasid, pt_id));
     if (pt instanceof Errno) return pt;
     cmd.pasid_attach.pt_id = pt;
     const e = respond(ucmd, cmd);
-    if (e !== undefined) yield* iommufdDeviceDetach(obj.idev, pasid);
+    if (e !== undefined) yield* obj.changing((idev) => iommufdDeviceDetach(idev, pasid));
     return e;
   } finally {
     putObject(ctx, obj);
@@ -128,7 +140,8 @@ export function* pasidReplace(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undefined>
   const obj = getDevice(ctx, cmd.id);
   if (obj instanceof Errno) return obj;
   try {
-    const pt = yield* iommufdDeviceReplace(obj.idev, cmd.pasid_replace.pasid, cmd.pasid_replace.pt_id);
+    const { pasid, pt_id } = cmd.pasid_replace;
+    const pt = yield* obj.changing((idev) => iommufdDeviceReplace(idev, pasid, pt_id));
     if (pt instanceof Errno) return pt;
     cmd.pasid_replace.pt_id = pt;
     return respond(ucmd, cmd);
@@ -141,7 +154,7 @@ export function* pasidReplace(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undefined>
 export function* pasidDetach(ctx: IommufdCtx, id: number, pasid: number): Step<Errno | undefined> {
   const obj = getDevice(ctx, id);
   if (obj instanceof Errno) return obj;
-  yield* iommufdDeviceDetach(obj.idev, pasid);
+  yield* obj.changing((idev) => iommufdDeviceDetach(idev, pasid));
   putObject(ctx, obj);
   return undefined;
 }
