@@ -40,6 +40,12 @@ export function leaks(kernel: Kernel): Record<string, number> {
   return Object.fromEntries(counts.filter(([, n]) => n !== 0));
 }
 
+/** From the n-th on (1: the next) no more frame of RAM is to be had, until `undefined` is given. */
+export function failFrames(kernel: Kernel, n: number | undefined): void {
+  let left = n ?? 0;
+  kernel.fault.decide(n === undefined ? undefined : ({ highmem }) => highmem && --left <= 0);
+}
+
 /** The value of a call that must succeed. */
 export function ok<T>(r: T): Exclude<T, Errno> {
   if (r instanceof Errno) throw new KernelBug(`unexpected ${r.name}`);

@@ -8,6 +8,7 @@
 import { KernelBug } from "../lib/kernel_bug.ts";
 import { Sched, type SchedObserver } from "../sched/sched.ts";
 import { Trace, type TraceClock } from "../trace/trace.ts";
+import { FaultInjection } from "./fault_inject.ts";
 import type { Process } from "./fs/process.ts";
 import { Vfs } from "./fs/vfs.ts";
 import { IommuSubsystem } from "./iommu/iommu.ts";
@@ -22,6 +23,8 @@ export class Kernel {
   readonly modules: Modules = new Modules();
   /** Counters that must be zero once everything is closed: name → its value now. Subsystems add their own. */
   readonly leakChecks: Map<string, () => number> = new Map();
+  /** Which allocations and user copies fail. */
+  readonly fault: FaultInjection;
   /** What modules keep of this kernel; see `PerKernel`. */
   readonly moduleState: Map<object, unknown> = new Map();
   /** The machine's physical address space. */
@@ -35,6 +38,7 @@ export class Kernel {
 
   constructor() {
     this.trace = new Trace(new KernelClock(this));
+    this.fault = new FaultInjection(this);
     this.frames = new FrameAllocator(this);
     this.phys = new PhysMap(this);
     this.fs = new Vfs(this);

@@ -64,6 +64,10 @@ export class Task {
   readonly taskWork: Steps<void>[] = [];
   /** A signal is pending: interruptible waits answer EINTR. */
   signalled = false;
+  /** Fault injection: the how-manieth point from now on fails; 0: none. */
+  failNth = 0;
+  /** Fault injection may pick this task where it picks only some. */
+  makeItFail = false;
 
   constructor(id: number, name: string, owner: unknown) {
     this.id = id;

@@ -2,6 +2,7 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import {
   IOMMUFD_ACCESS_RW_WRITE,
+  type IommufdAccess,
   iommufdAccessAttach,
   iommufdAccessCreate,
   iommufdAccessDestroy,
@@ -106,7 +107,7 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
   });
 
   test("§5 rows 5 and 6: an access cannot pin, read or write device memory; rights are looked at first", () => {
-    const access = r.call(() => iommufdAccessCreate(r.ctx, { needsPinPages: true, *unmap(): Step<void> {} }));
+    const access = ok(r.call(() => iommufdAccessCreate(r.ctx, { needsPinPages: true, *unmap(): Step<void> {} })));
     const pin = (iova: bigint, length: bigint, flags = 0) => r.run(iommufdAccessPinPages(access, iova, length, flags));
     expect(pin(AT, 0n)).toBe(EINVAL);
     expect(pin(0xffff_ffff_ffff_f000n, 0x2000n)).toBe(EOVERFLOW);
@@ -160,14 +161,16 @@ describe.each([false, true])("with the buffer revoked: %s", (revoked) => {
 describe("memory under in-kernel access", () => {
   test("§5 row 7: an unmap asks the access to let go, and goes on when it has", () => {
     const asked: [bigint, bigint][] = [];
-    const access = r.call(() =>
-      iommufdAccessCreate(r.ctx, {
-        needsPinPages: true,
-        *unmap(iova: bigint, length: bigint): Step<void> {
-          asked.push([iova, length]);
-          if (iova === 0x50000n) yield* iommufdAccessUnpinPages(access, 0x50000n, 0x2000n);
-        },
-      }),
+    const access: IommufdAccess = ok(
+      r.call(() =>
+        iommufdAccessCreate(r.ctx, {
+          needsPinPages: true,
+          *unmap(iova: bigint, length: bigint): Step<void> {
+            asked.push([iova, length]);
+            if (iova === 0x50000n) yield* iommufdAccessUnpinPages(access, 0x50000n, 0x2000n);
+          },
+        }),
+      ),
     );
     const user = r.user(0x4000);
     ok(r.map({ ioas_id: ioas, user_va: user, length: 0x4000n, iova: 0x50000n, flags: RW | FIXED }));
@@ -187,7 +190,7 @@ describe("memory under in-kernel access", () => {
   });
 
   test("an access that never lets go ends the unmap in an error", () => {
-    const access = r.call(() => iommufdAccessCreate(r.ctx, { needsPinPages: true, *unmap(): Step<void> {} }));
+    const access = ok(r.call(() => iommufdAccessCreate(r.ctx, { needsPinPages: true, *unmap(): Step<void> {} })));
     const user = r.user(0x1000);
     ok(r.map({ ioas_id: ioas, user_va: user, length: 0x1000n, iova: 0x50000n, flags: RW | FIXED }));
     r.run(iommufdAccessAttach(access, ioas));

@@ -95,12 +95,14 @@ function everything(): Set<string> {
   expect(b.ioctl(b.iommufd, IOMMU_IOAS_MAP, map)).toBe(0);
   const ctx = ok(b.process.files.get(b.iommufd)).privateData as IommufdCtx;
   const script = function* (): Step<void> {
-    const access: IommufdAccess = iommufdAccessCreate(ctx, {
-      needsPinPages: true,
-      *unmap(at: bigint, length: bigint): Step<void> {
-        if (at === map.iova) yield* iommufdAccessUnpinPages(access, at, length);
-      },
-    });
+    const access: IommufdAccess = ok(
+      iommufdAccessCreate(ctx, {
+        needsPinPages: true,
+        *unmap(at: bigint, length: bigint): Step<void> {
+          if (at === map.iova) yield* iommufdAccessUnpinPages(access, at, length);
+        },
+      }),
+    );
     yield* iommufdAccessAttach(access, a);
     ok(yield* iommufdAccessPinPages(access, map.iova, 0x4000n, 0));
     yield* iommufdAccessUnpinPages(access, map.iova, 0x4000n);

@@ -5,7 +5,7 @@ import { EFAULT, ENOMEM, Errno } from "../../src/lib/errno.ts";
 import { ProcessMemory } from "../../src/supervise/process_memory.ts";
 import { RealMemory } from "../../src/supervise/real_file.ts";
 import type { TraceEvent } from "../../src/trace/index.ts";
-import { leaks } from "../harness.ts";
+import { failFrames, leaks } from "../harness.ts";
 import { ownDescriptors, Peer } from "./peer.ts";
 
 const PAGE = 4096n;
@@ -286,12 +286,12 @@ describe("what may not be pinned", () => {
   it("more than there are frames: ENOMEM, and nothing stays pinned", async () => {
     const a = await addr("mmap(4 * PAGE, RW, SHARED, memfd(4 * PAGE))");
     const b = await addr(`mmap(4 * PAGE, RW, PRIVATE | ANON | FIXED, -1, 0, ${a + 4n * PAGE}) if False else mmap(8 * PAGE)`);
-    kernel.frames.failAfter = 0;
+    failFrames(kernel, 1);
     expect(memory.pin(a, 4, true)).toBe(ENOMEM);
-    kernel.frames.failAfter = 1;
+    failFrames(kernel, 2);
     await peer.ask(`mmap(4 * PAGE, RW, SHARED | FIXED, memfd(4 * PAGE), 0, ${b + 4n * PAGE})`);
     expect(memory.pin(b, 8, true)).toBe(ENOMEM);
-    kernel.frames.failAfter = undefined;
+    failFrames(kernel, undefined);
     memory.unpin(pinned(memory.pin(b, 8, true)), true);
   });
 });

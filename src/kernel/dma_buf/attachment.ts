@@ -14,7 +14,7 @@
  *
  * Source: drivers/dma-buf/dma-buf.c ("locking convention"), spec section 3.
  */
-import { EBUSY, Errno } from "../../lib/errno.ts";
+import { EBUSY, ENOMEM, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import type { Device } from "../device.ts";
@@ -68,7 +68,7 @@ export class DmaBufAttachment {
 const pinsOnMap = (att: DmaBufAttachment): boolean => att.dmabuf.ops.pin !== undefined && !att.isDynamic;
 
 /**
- * Attaches `dev`. The exporter's answer when it refuses. Without `importerOps`
+ * Attaches `dev`. ENOMEM, or the exporter's answer when it refuses. Without `importerOps`
  * the importer is static. The reservation must not be held.
  */
 export function* dmaBufDynamicAttach(
@@ -78,6 +78,7 @@ export function* dmaBufDynamicAttach(
   importerPriv?: unknown,
 ): Step<DmaBufAttachment | Errno> {
   if (dev === undefined) throw new KernelBug("dma_buf_attach without a device");
+  if (dmabuf.kernel.fault.slab("dma_buf_attachment")) return ENOMEM;
   const att = new DmaBufAttachment(dmabuf, dev, importerOps, importerPriv);
   const { trace } = dmabuf.kernel;
   if (dmabuf.ops.attach !== undefined) {

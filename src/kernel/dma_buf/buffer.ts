@@ -13,8 +13,7 @@
 import { Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
-import { O_ACCMODE, O_NONBLOCK } from "../../uapi/index.ts";
-import type { File, FileOps } from "../fs/file.ts";
+import type { File } from "../fs/file.ts";
 import type { Kernel } from "../kernel.ts";
 import type { Vma } from "../mm/vma.ts";
 import { PerKernel } from "../per_kernel.ts";
@@ -77,7 +76,8 @@ export class DmaBuf {
   /** A poll waits for the signal of a fence, and holds a reference: per direction. */
   readonly pollArmed: { in: boolean; out: boolean } = { in: false, out: false };
 
-  constructor(kernel: Kernel, info: DmaBufExportInfo, fileOps: FileOps) {
+  /** `file`: made for it, and its from now on. */
+  constructor(kernel: Kernel, info: DmaBufExportInfo, file: File) {
     this.kernel = kernel;
     this.stats = dmaBufStats(kernel);
     this.ino = this.stats.nextIno();
@@ -87,11 +87,8 @@ export class DmaBuf {
     this.owner = info.owner;
     this.resv = info.resv ?? new Resv(kernel.sched);
     this.priv = info.priv;
-    this.file = kernel.fs.newFile(fileOps, {
-      flags: info.flags & (O_ACCMODE | O_NONBLOCK),
-      privateData: this,
-      path: "/dmabuf:",
-    });
+    this.file = file;
+    file.privateData = this;
   }
 }
 

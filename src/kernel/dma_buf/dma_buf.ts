@@ -8,8 +8,9 @@
  *
  * Source: drivers/dma-buf/dma-buf.c, spec sections 1, 3 and 9.
  */
-import { EBADF, EINVAL, ENOENT, Errno } from "../../lib/errno.ts";
+import { EBADF, EINVAL, ENOENT, ENOMEM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
+import { O_ACCMODE, O_NONBLOCK } from "../../uapi/index.ts";
 import type { Process } from "../fs/process.ts";
 import type { Kernel } from "../kernel.ts";
 import { DmaBuf, type DmaBufExportInfo } from "./buffer.ts";
@@ -19,12 +20,20 @@ export { DmaBuf, type DmaBufOps } from "./buffer.ts";
 
 /**
  * Wraps an exporter's memory into a buffer with one reference, the caller's.
- * ENOENT when the owning module is on its way out.
+ * ENOENT when the owning module is on its way out; ENOMEM.
  */
 export function dmaBufExport(kernel: Kernel, info: DmaBufExportInfo): DmaBuf | Errno {
   if ((info.ops.pin === undefined) !== (info.ops.unpin === undefined)) throw new KernelBug(`${info.expName}: pin without unpin`);
   if (!kernel.modules.tryGet(info.owner)) return ENOENT;
-  const dmabuf = new DmaBuf(kernel, info, dmaBufFileOps);
+  const { fault, fs } = kernel;
+  const flags = info.flags & (O_ACCMODE | O_NONBLOCK);
+  // The buffer itself is asked for before its file exists, which Linux makes first: so there is no file to take back.
+  const file = fault.slab("inode") || fault.slab("dma_buf") ? ENOMEM : fs.allocAnonFile(dmaBufFileOps, { flags, path: "/dmabuf:" });
+  if (file instanceof Errno) {
+    kernel.modules.put(info.owner);
+    return file;
+  }
+  const dmabuf = new DmaBuf(kernel, info, file);
   dmabuf.stats.buffers.add(dmabuf);
   if (kernel.trace.on) kernel.trace.emit({ type: "dma_buf.export", ino: dmabuf.ino, exporter: info.expName, size: info.size });
   return dmabuf;

@@ -15,7 +15,7 @@
  */
 
 import { PAGE_SIZE_N } from "../../lib/addr.ts";
-import { EFAULT, EINVAL, ENOTTY, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, ENOMEM, ENOTTY, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   DMA_BUF_IOCTL_EXPORT_SYNC_FILE,
@@ -148,6 +148,7 @@ function setName(dmabuf: DmaBuf, arg: bigint): Errno | undefined {
   const left = copyFromUser(dmabuf.kernel, bytes, arg);
   const nul = bytes.subarray(0, bytes.length - left).indexOf(0);
   if (nul < 0) return left > 0 ? EFAULT : EINVAL;
+  if (dmabuf.kernel.fault.slab("name")) return ENOMEM;
   const name = Array.from(bytes.subarray(0, nul), (b) => String.fromCharCode(b)).join("");
   dmabuf.name = name;
   dmabuf.file.path = `/dmabuf:${name}`;
@@ -170,7 +171,11 @@ function exportSyncFile(dmabuf: DmaBuf, arg: bigint): Errno | undefined {
   if (fd instanceof Errno) return fd;
   const { fences } = dmabuf.stats;
   const fence = dmabuf.resv.singleton(kernel.sched, fences, usageRw(hasWrite(a.flags)));
-  const file = syncFileCreate(kernel, fence ?? fences.stub());
+  const file = kernel.fault.slab("fence") ? ENOMEM : syncFileCreate(kernel, fence ?? fences.stub());
+  if (file instanceof Errno) {
+    files.putUnused(fd);
+    return file;
+  }
   a.fd = fd;
   if (copyToUser(kernel, arg, a.bytes) !== 0) {
     kernel.fs.fput(file);
@@ -192,6 +197,8 @@ function* importSyncFile(dmabuf: DmaBuf, arg: bigint): Step<Errno | undefined> {
   const usage = hasWrite(a.flags) ? Usage.write : Usage.read;
   const fences = unwrapFence(fence);
   if (fences.length === 0) return undefined;
+  // dma_resv_reserve_fences: the list grows under the lock, before anything is added.
+  if (kernel.fault.slab("dma_resv_list")) return ENOMEM;
   yield* resv.lock();
   resv.reserveFences(fences.length);
   for (const f of fences) resv.addFence(f, usage);

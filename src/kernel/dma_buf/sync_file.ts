@@ -6,7 +6,7 @@
  *
  * Source: drivers/dma-buf/sync_file.c, include/uapi/linux/sync_file.h.
  */
-import { EFAULT, EINVAL, ENOENT, ENOTTY, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, ENOENT, ENOMEM, ENOTTY, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   O_CLOEXEC,
@@ -79,9 +79,10 @@ const syncFileOps: FileOps = {
   },
 };
 
-/** A file with one reference, the caller's. */
-export function syncFileCreate(kernel: Kernel, fence: DmaFence, userName = ""): File {
-  return kernel.fs.newFile(syncFileOps, { flags: 0, privateData: new SyncFile(fence, userName), path: "anon_inode:sync_file" });
+/** A file with one reference, the caller's; ENOMEM. */
+export function syncFileCreate(kernel: Kernel, fence: DmaFence, userName = ""): File | Errno {
+  if (kernel.fault.slab("sync_file")) return ENOMEM;
+  return kernel.fs.allocAnonFile(syncFileOps, { flags: 0, privateData: new SyncFile(fence, userName), path: "anon_inode:sync_file" });
 }
 
 /** The fence behind a descriptor; undefined when it is no sync file. */
@@ -127,7 +128,9 @@ function mergeInto(f: File, arg: bigint, fd: number): File | Errno {
   const other = syncFileGetFence(kernel.current, data.fd2);
   if (other === undefined) return ENOENT;
   data.name[data.name.length - 1] = 0;
+  if (kernel.fault.slab("fence")) return ENOMEM;
   const file = syncFileCreate(kernel, mergeFences(kernel, syncOf(f).fence, other), textOf(data.name));
+  if (file instanceof Errno) return file;
   data.fence = fd;
   if (copyToUser(kernel, arg, data.bytes) === 0) return file;
   kernel.fs.fput(file);
@@ -145,6 +148,7 @@ function fileInfo(f: File, arg: bigint): Errno | undefined {
     info.status = s.fence.status;
   } else {
     if (info.num_fences < fences.length) return EINVAL;
+    if (kernel.fault.slab("sync_fence_info", fences.length * SyncFenceInfo.size)) return ENOMEM;
     info.status = 1;
     const out = new Uint8Array(fences.length * SyncFenceInfo.size);
     for (const [i, fence] of fences.entries()) {

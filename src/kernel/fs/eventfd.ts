@@ -8,7 +8,7 @@
  * Source: fs/eventfd.c.
  */
 import { minN, U64_MAX } from "../../lib/addr.ts";
-import { EAGAIN, EFAULT, EINVAL, Errno } from "../../lib/errno.ts";
+import { EAGAIN, EFAULT, EINVAL, ENOMEM, Errno } from "../../lib/errno.ts";
 import { Refcount } from "../../sched/refcount.ts";
 import { WaitQueue } from "../../sched/wait.ts";
 import { EFD_SEMAPHORE, O_NONBLOCK, O_RDWR, POLLERR, POLLIN, POLLOUT } from "../../uapi/index.ts";
@@ -159,10 +159,15 @@ const EVENTFD_OPS: FileOps = {
   eventfdCtx: ctxOf,
 };
 
-/** An eventfd's file, with one reference. `flags`: EFD_*, checked by the caller. */
-export function newEventfd(k: Kernel, initial: number, flags: number): File {
+/** An eventfd's file, with one reference. `flags`: EFD_*, checked by the caller. ENOMEM. */
+export function newEventfd(k: Kernel, initial: number, flags: number): File | Errno {
+  if (k.fault.slab("eventfd")) return ENOMEM;
   const ctx = new EventfdCtx(k, initial, (flags & EFD_SEMAPHORE) !== 0);
-  const file = k.fs.newFile(EVENTFD_OPS, { flags: O_RDWR | (flags & O_NONBLOCK), privateData: ctx, path: "anon_inode:[eventfd]" });
+  const file = k.fs.allocAnonFile(EVENTFD_OPS, { flags: O_RDWR | (flags & O_NONBLOCK), privateData: ctx, path: "anon_inode:[eventfd]" });
+  if (file instanceof Errno) {
+    ctx.put();
+    return file;
+  }
   file.pollQueue = ctx.pollQueue;
   return file;
 }

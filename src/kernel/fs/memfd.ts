@@ -8,7 +8,7 @@
  * Source: mm/memfd.c, mm/shmem.c, fs/hugetlbfs/inode.c; memfd_pin_folios.
  */
 import { PAGE_SIZE, type Pfn } from "../../lib/addr.ts";
-import { EBUSY, EFAULT, EFBIG, EINVAL, ENODEV, ENXIO, EOVERFLOW, EPERM, Errno } from "../../lib/errno.ts";
+import { EBUSY, EFAULT, EFBIG, EINVAL, ENODEV, ENOMEM, ENXIO, EOVERFLOW, EPERM, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   F_SEAL_EXEC,
@@ -179,9 +179,13 @@ export function cacheStat(c: PageCache, path: string): FileStat {
   };
 }
 
-/** An open file over `cache`, whose reference it takes over. */
-export function cacheFile(cache: PageCache, flags: number, path: string): File {
-  const file = cache.kernel.fs.newFile(CACHE_OPS, { flags: flags | O_LARGEFILE, privateData: cache, path });
+/** An open file over `cache`, whose reference it takes over, or puts when there is no memory for it: ENOMEM. */
+export function cacheFile(cache: PageCache, flags: number, path: string): File | Errno {
+  const file = cache.kernel.fs.allocFile(CACHE_OPS, { flags: flags | O_LARGEFILE, privateData: cache, path });
+  if (file instanceof Errno) {
+    cache.put();
+    return file;
+  }
   file.mapping = cache.mapping;
   return file;
 }
@@ -207,11 +211,12 @@ export function checkMemfd(name: string, flags: number): Errno | undefined {
   return undefined;
 }
 
-/** A memfd, open for reading and writing, with one reference. ENODEV for a huge page size this machine lacks. */
+/** A memfd, open for reading and writing, with one reference. ENODEV for a huge page size this machine lacks; ENOMEM. */
 export function newMemfd(k: Kernel, name: string, flags: number): File | Errno {
   const huge = (flags & MFD_HUGETLB) !== 0;
   const shift = (flags >>> MFD_HUGE_SHIFT) & MFD_HUGE_MASK;
   if (huge && shift !== 0 && shift !== HUGE_SHIFT) return ENODEV;
+  if (k.fault.slab("inode")) return ENOMEM;
   const cache = new PageCache(k, name, huge);
   cache.seals = (flags & (MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL)) !== 0 ? 0 : F_SEAL_SEAL;
   if ((flags & MFD_NOEXEC_SEAL) !== 0) {

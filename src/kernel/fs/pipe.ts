@@ -4,7 +4,7 @@
  * A write of up to 4096 bytes is whole or waits; a longer one may be split.
  * Source: fs/pipe.c (packet mode and resizing are left out).
  */
-import { EAGAIN, EFAULT, EPIPE, type Errno } from "../../lib/errno.ts";
+import { EAGAIN, EFAULT, ENFILE, ENOMEM, EPIPE, type Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { WaitQueue } from "../../sched/wait.ts";
 import { O_NONBLOCK, O_RDONLY, O_WRONLY, POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM, S_IFIFO } from "../../uapi/index.ts";
@@ -125,8 +125,10 @@ const WRITE_OPS: FileOps = {
   },
 };
 
-/** Both ends, each with one reference. `flags`: O_NONBLOCK or 0. */
-export function newPipe(k: Kernel, flags: number): [read: File, write: File] {
+/** Both ends, each with one reference. `flags`: O_NONBLOCK or 0. ENFILE: no memory for the pipe itself; ENOMEM. */
+export function newPipe(k: Kernel, flags: number): [read: File, write: File] | Errno {
+  if (k.fault.slab("inode") || k.fault.slab("pipe")) return ENFILE;
+  if (k.fault.slab("dentry") || k.fault.slab("file") || k.fault.slab("file")) return ENOMEM;
   const pipe = new Pipe(k);
   const path = `pipe:[${pipe.ino}]`;
   const status = flags & O_NONBLOCK;

@@ -378,7 +378,12 @@ export class Syscalls {
     if ((flags & ~(EFD_SEMAPHORE | O_CLOEXEC | O_NONBLOCK)) !== 0) return EINVAL;
     const fd = files.getUnused(flags);
     if (fd instanceof Errno) return fd;
-    files.install(fd, newEventfd(kernel, initial, flags));
+    const file = newEventfd(kernel, initial, flags);
+    if (file instanceof Errno) {
+      files.putUnused(fd);
+      return file;
+    }
+    files.install(fd, file);
     return fd;
   }
 
@@ -393,9 +398,14 @@ export class Syscalls {
       files.putUnused(r);
       return w;
     }
-    const [read, write] = newPipe(kernel, flags);
-    files.install(r, read);
-    files.install(w, write);
+    const ends = newPipe(kernel, flags);
+    if (ends instanceof Errno) {
+      files.putUnused(r);
+      files.putUnused(w);
+      return ends;
+    }
+    files.install(r, ends[0]);
+    files.install(w, ends[1]);
     return [r, w];
   }
 

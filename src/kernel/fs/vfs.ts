@@ -10,7 +10,7 @@
  *
  * Source: fs/file_table.c, fs/namei.c, fs/char_dev.c.
  */
-import { EACCES, EEXIST, EISDIR, ENOENT, ENOTDIR, ENXIO, EPERM, Errno } from "../../lib/errno.ts";
+import { EACCES, EEXIST, EISDIR, ENOENT, ENOMEM, ENOTDIR, ENXIO, EPERM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import { WaitQueue } from "../../sched/wait.ts";
@@ -151,7 +151,17 @@ export class Vfs {
     return new Process(this.kernel, options.name ?? "user", mm, new SimulatedFdTable(rlimits), creds, rlimits);
   }
 
-  /** A file with one reference, the caller's. */
+  /** A file with one reference, the caller's; ENOMEM. On failure whatever `file` would have held is still the caller's. */
+  allocFile(ops: FileOps, file: NewFile): File | Errno {
+    return this.kernel.fault.slab("file") ? ENOMEM : this.newFile(ops, file);
+  }
+
+  /** The same for one without a name (anon_inode_getfile): its entry of the name cache comes first. */
+  allocAnonFile(ops: FileOps, file: NewFile): File | Errno {
+    return this.kernel.fault.slab("dentry") ? ENOMEM : this.allocFile(ops, file);
+  }
+
+  /** A file that stands for one that exists already, in a real process. */
   newFile(ops: FileOps, { flags, privateData, path }: NewFile): File {
     this.openFiles++;
     return new File(this.kernel, ops, flags & ~OPEN_ONLY, privateData, path);
@@ -229,7 +239,8 @@ export class Vfs {
     if ((flags & O_CREAT) !== 0 && (flags & O_EXCL) !== 0) return EEXIST;
     if ((flags & O_PATH) !== 0) return this.#pathFile(path, flags);
     if (!this.#mayOpen(device.mode ?? 0o600, flags)) return EACCES;
-    const file = this.newFile(device.ops, { flags, path });
+    const file = this.allocFile(device.ops, { flags, path });
+    if (file instanceof Errno) return file;
     const error = device.open === undefined ? undefined : yield* device.open(file);
     if (error !== undefined) {
       // Never opened, so never released: the file only stops to exist.
@@ -249,7 +260,7 @@ export class Vfs {
   #openDirectory(path: string, flags: number): File | Errno {
     if ((flags & O_PATH) !== 0) return this.#pathFile(path, flags);
     if ((flags & (O_ACCMODE | O_CREAT)) !== 0) return EISDIR;
-    return this.newFile(DIRECTORY_OPS, { flags, path });
+    return this.allocFile(DIRECTORY_OPS, { flags, path });
   }
 
   #openTmp(path: string, flags: number, mode: number): File | Errno {
@@ -290,8 +301,10 @@ export class Vfs {
   }
 
   /** A file that only names `path`, and holds its content if given. */
-  #pathFile(path: string, flags: number, cache?: PageCache): File {
-    return this.newFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), privateData: cache?.get(), path });
+  #pathFile(path: string, flags: number, cache?: PageCache): File | Errno {
+    const file = this.allocFile(PATH_OPS, { flags: flags & (O_PATH | O_CLOEXEC), privateData: cache, path });
+    if (!(file instanceof Errno)) cache?.get();
+    return file;
   }
 
   #mayOpen(mode: number, flags: number): boolean {

@@ -115,18 +115,20 @@ export class IommufdAccess extends IommufdObject implements IoptAccess {
   }
 }
 
-/** An access for a driver; the owner ends it with `iommufdAccessDestroy`. */
-export function iommufdAccessCreate(ctx: IommufdCtx, ops: IommufdAccessOps): IommufdAccess {
+/** An access for a driver; the owner ends it with `iommufdAccessDestroy`. ENOMEM. */
+export function iommufdAccessCreate(ctx: IommufdCtx, ops: IommufdAccessOps): IommufdAccess | Errno {
   const a = allocObject(ctx, new IommufdAccess(ctx, ops));
+  if (a instanceof Errno) return a;
   a.users++;
   iommufdCtxGet(ctx);
   finalizeObject(ctx, a);
   return a;
 }
 
-/** An access of iommufd itself: what it pins cannot be unmapped. It keeps no reference on the context. */
-export function iommufdAccessCreateInternal(ctx: IommufdCtx): IommufdAccess {
+/** An access of iommufd itself: what it pins cannot be unmapped. It keeps no reference on the context. ENOMEM. */
+export function iommufdAccessCreateInternal(ctx: IommufdCtx): IommufdAccess | Errno {
   const a = allocObject(ctx, new IommufdAccess(ctx, undefined));
+  if (a instanceof Errno) return a;
   a.users++;
   finalizeObject(ctx, a);
   return a;

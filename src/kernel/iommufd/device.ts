@@ -45,6 +45,7 @@ type Change = "attach" | "replace";
  */
 export function* iommufdDeviceBind(ctx: IommufdCtx, dev: Device): Step<{ idev: IommufdDevice; id: number } | Errno> {
   const idev = allocObject(ctx, new IommufdDevice(ctx, dev));
+  if (idev instanceof Errno) return idev;
   const e = yield* bindIommu(ctx, idev);
   if (e !== undefined) {
     yield* abortObject(ctx, idev);

@@ -54,7 +54,6 @@ export class HwptPaging extends IommufdHwpt {
     this.ctx = ctx;
     this.ioas = ioas;
     this.nestParent = (flags & IOMMU_HWPT_ALLOC_NEST_PARENT) !== 0;
-    ioas.users++;
   }
 
   override get paging(): HwptPaging {
@@ -111,6 +110,8 @@ export function* allocHwptPaging(
   if ((flags & IOMMU_HWPT_FAULT_ID_VALID) !== 0 && (flags & IOMMU_HWPT_ALLOC_NEST_PARENT) !== 0) return EOPNOTSUPP;
   if (data !== undefined && !unit.takesUserData) return EOPNOTSUPP;
   const hwpt = allocObject(ctx, new HwptPaging(ctx, ioas, flags));
+  if (hwpt instanceof Errno) return hwpt;
+  ioas.users++;
   const domain = yield* unit.domainAllocPagingFlags(idev.dev, flags & ~IOMMU_HWPT_FAULT_ID_VALID, data);
   const e = domain instanceof Errno ? domain : yield* fillHwpt(hwpt, domain, idev, attach ? pasid : undefined);
   if (e === undefined) return hwpt;

@@ -68,6 +68,7 @@ export function* ioasAlloc(ucmd: Ucmd, cmd: ViewOf<typeof IommuIoasAlloc>): Step
   if (cmd.flags !== 0) return EOPNOTSUPP;
   const { ctx } = ucmd;
   const ioas = allocObject(ctx, new IommufdIoas(ctx));
+  if (ioas instanceof Errno) return ioas;
   cmd.out_ioas_id = ioas.id;
   const e = respond(ucmd, cmd);
   if (e !== undefined) {

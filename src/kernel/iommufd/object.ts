@@ -14,7 +14,7 @@
  * Invariant: users ≥ 1 and waitCnt ≥ 1 while the object is in the table.
  * Source: drivers/iommu/iommufd/main.c.
  */
-import { EBUSY, ENOENT, type Errno } from "../../lib/errno.ts";
+import { EBUSY, ENOENT, ENOMEM, type Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import type { IommufdCtx } from "./ctx.ts";
@@ -144,8 +144,10 @@ export function decUsers(obj: IommufdObject, n = 1): void {
   obj.users -= n;
 }
 
-/** Reserves an id for a fresh object. */
-export function allocObject<T extends IommufdObject>(ctx: IommufdCtx, obj: T): T {
+/** Reserves an id for a fresh object, which so far holds nothing that must be given back; ENOMEM. */
+export function allocObject<T extends IommufdObject>(ctx: IommufdCtx, obj: T): T | Errno {
+  const { fault } = ctx.kernel;
+  if (fault.slab(`iommufd ${obj.type}`) || fault.slab("entry of objects")) return ENOMEM;
   ctx.objects.reserve(obj);
   return obj;
 }

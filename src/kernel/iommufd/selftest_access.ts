@@ -128,8 +128,10 @@ export function* createAccess(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undefined>
   const { kernel } = ctx;
   const { flags } = cmd.create_access;
   if ((flags & ~MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES) !== 0) return EOPNOTSUPP;
+  if (kernel.fault.slab("selftest_access")) return ENOMEM;
   const s = new SelftestAccess(kernel, flags !== 0);
-  const file = kernel.fs.newFile(accessFops, { flags: O_RDWR, privateData: s, path: "anon_inode:[iommufd_test_staccess]" });
+  const file = kernel.fs.allocAnonFile(accessFops, { flags: O_RDWR, privateData: s, path: "anon_inode:[iommufd_test_staccess]" });
+  if (file instanceof Errno) return file;
   const { files } = kernel.current;
   const fd = files.getUnused(O_CLOEXEC);
   if (fd instanceof Errno) {
@@ -137,6 +139,11 @@ export function* createAccess(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undefined>
     return ENOMEM;
   }
   const access = iommufdAccessCreate(ctx, { needsPinPages: s.pins, unmap: (iova, length) => s.unmap(iova, length) });
+  if (access instanceof Errno) {
+    files.putUnused(fd);
+    kernel.fs.fput(file);
+    return access;
+  }
   let e = yield* iommufdAccessAttach(access, cmd.id);
   if (e === undefined) {
     cmd.create_access.out_access_fd = fd;
@@ -175,6 +182,7 @@ export function* accessPages(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undefined> 
   const { s } = a;
   try {
     if (!s.pins) return EOPNOTSUPP;
+    if (kernel.fault.slab("array of pages", Number(length / PAGE_SIZE_N) * 8)) return ENOMEM;
     const iova = (flags & MOCK_FLAGS_ACCESS_SYZ) === 0 ? cmd.access_pages.iova : yield* s.fuzzedIova(cmd.access_pages.iova);
     yield* s.lock.lock();
     try {
@@ -192,6 +200,7 @@ function* pinItem(ucmd: Ucmd, cmd: TestCmd, s: SelftestAccess, iova: bigint, len
   const pfns = yield* iommufdAccessPinPages(s.complete, iova, length, flags & MOCK_FLAGS_ACCESS_WRITE);
   if (pfns instanceof Errno) return pfns;
   let e = uptr === 0n ? undefined : samePages(ucmd.ctx.kernel, uptr - (iova & PAGE_MASK_N), pfns);
+  if (e === undefined && ucmd.ctx.kernel.fault.slab("selftest_access_item")) e = ENOMEM;
   if (e === undefined) {
     const id = s.nextId++;
     cmd.access_pages.out_access_pages_id = id;
@@ -238,6 +247,7 @@ export function* accessRw({ kernel }: IommufdCtx, fd: number, rw: TestCmd["acces
   const a = getAccess(kernel, fd);
   if (a instanceof Errno) return a;
   try {
+    if (kernel.fault.slab("buffer", Number(length))) return ENOMEM;
     const data = new Uint8Array(Number(length));
     const write = (flags & MOCK_ACCESS_RW_WRITE) !== 0;
     if (write && copyFromUser(kernel, data, uptr) !== 0) return EFAULT;

@@ -85,6 +85,7 @@ class SelftestDevice extends IommufdObject {
 export function* mockDomain(unit: MockIommu, ucmd: Ucmd, cmd: TestCmd, flags: number): Step<Errno | undefined> {
   const { ctx } = ucmd;
   const obj = allocObject(ctx, new SelftestDevice(unit));
+  if (obj instanceof Errno) return obj;
   const pt = yield* obj.create(ctx, flags, cmd.id);
   let e = pt instanceof Errno ? pt : undefined;
   if (!(pt instanceof Errno)) {

@@ -41,16 +41,18 @@ export function iommufdVfioCompatIoasGetId(ctx: IommufdCtx): number | Errno {
   return ioas.id;
 }
 
-/** Sees to it that there is one: a group was given this context for a container. */
-export function iommufdVfioCompatIoasCreate(ctx: IommufdCtx): void {
+/** Sees to it that there is one: a group was given this context for a container. ENOMEM. */
+export function iommufdVfioCompatIoasCreate(ctx: IommufdCtx): Errno | undefined {
   const there = compatIoas(ctx);
   if (!(there instanceof Errno)) {
     putObject(ctx, there);
-    return;
+    return undefined;
   }
   const ioas = allocObject(ctx, new IommufdIoas(ctx));
+  if (ioas instanceof Errno) return ioas;
   ctx.vfioIoas = ioas;
   finalizeObject(ctx, ioas);
+  return undefined;
 }
 
 /** IOMMU_VFIO_IOAS: names the IOAS, asks for it, or forgets it. ENODEV, ENOENT; EOPNOTSUPP: an unknown operation. */

@@ -53,8 +53,6 @@ export class FrameAllocator {
   pinned = 0;
   /** Accesses to a frame of RAM that nobody owned: each is a use after free by whoever made it. */
   strayAccesses = 0;
-  /** When 0, the next allocation fails with ENOMEM; counts down at each one. Undefined: never. */
-  failAfter: number | undefined = undefined;
   readonly #kernel: Kernel;
   readonly #ranges: FrameRange[] = [];
   #total = 0;
@@ -86,16 +84,19 @@ export class FrameAllocator {
     return this.#indexOf(pfn) >= 0;
   }
 
-  /** A frame of zeros with one reference. Throws `KernelBug` when RAM is exhausted; see `tryAlloc`. */
+  /** A frame of zeros with one reference. Throws `KernelBug` when RAM is exhausted, and cannot be made to fail; see `tryAlloc`. */
   alloc(backing?: FrameBacking): Pfn {
-    const pfn = this.tryAlloc(backing);
+    const pfn = this.#take(backing);
     if (pfn instanceof Errno) throw new KernelBug("out of memory");
     return pfn;
   }
 
   /** The same; ENOMEM when RAM is exhausted. */
   tryAlloc(backing?: FrameBacking): Pfn | Errno {
-    if (this.#mustFail()) return ENOMEM;
+    return this.#kernel.fault.userPage("frame") ? ENOMEM : this.#take(backing);
+  }
+
+  #take(backing: FrameBacking | undefined): Pfn | Errno {
     let i = this.#free.pop();
     if (i === undefined) {
       if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
@@ -115,7 +116,7 @@ export class FrameAllocator {
    */
   allocContiguous(order: number): Pfn | Errno {
     if (order === 0) return this.tryAlloc();
-    if (this.#mustFail()) return ENOMEM;
+    if (this.#kernel.fault.userPage("frames", order)) return ENOMEM;
     if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
     const n = 2 ** order;
     for (const r of this.#ranges) {
@@ -140,7 +141,7 @@ export class FrameAllocator {
    * or ENOMEM and none.
    */
   allocRuns(npages: number, backing: RunBacking): Pfn[] | Errno {
-    if (this.#mustFail()) return ENOMEM;
+    if (this.#kernel.fault.userPage("frames")) return ENOMEM;
     if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
     // Frames that were used before go first, the last ones freed, as everywhere.
     const used = this.#free.length >= npages || this.#total - this.#fresh < npages ? Math.min(npages, this.#free.length) : 0;
@@ -274,11 +275,6 @@ export class FrameAllocator {
     }
     this.bytes(pfn).set(src, offset);
     return true;
-  }
-
-  #mustFail(): boolean {
-    if (this.failAfter === undefined) return false;
-    return this.failAfter-- <= 0;
   }
 
   #stray(pfn: Pfn, write: boolean): void {

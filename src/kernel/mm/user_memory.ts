@@ -6,6 +6,10 @@
  * Copies stop at the exact byte that cannot be accessed and say how many are
  * left, as copy_from_user does.
  *
+ * A copy may be made to fail (`Kernel.fault`), as a whole. Single words
+ * (get_user, put_user), clearing and the look for zeros cannot: Linux has no
+ * such point there.
+ *
  * A copy may fault, and a fault takes the mmap lock: copying with a lock held
  * records that order with lockdep even when nothing faults this time.
  */
@@ -58,14 +62,14 @@ function currentMm(k: Kernel): Mm {
 
 /** Fills `dst` from the current process's memory; returns the bytes NOT copied, which are zeroed. */
 export function copyFromUser(k: Kernel, dst: Uint8Array, src: bigint): number {
-  const left = currentMm(k).memory.read(src, dst);
+  const left = k.fault.userCopy() ? dst.length : currentMm(k).memory.read(src, dst);
   if (left > 0) dst.fill(0, dst.length - left);
   return left;
 }
 
 /** Copies `src` to the current process's memory; returns the bytes NOT copied. */
 export function copyToUser(k: Kernel, dst: bigint, src: Uint8Array): number {
-  return currentMm(k).memory.write(dst, src);
+  return k.fault.userCopy() ? src.length : currentMm(k).memory.write(dst, src);
 }
 
 /**
@@ -109,7 +113,7 @@ export function checkZeroedUser(k: Kernel, src: bigint, length: number): boolean
 
 /** Zeroes `length` bytes at `dst`; returns the bytes NOT zeroed. */
 export function clearUser(k: Kernel, dst: bigint, length: number): number {
-  return copyToUser(k, dst, new Uint8Array(length));
+  return currentMm(k).memory.write(dst, new Uint8Array(length));
 }
 
 const word = new DataView(new ArrayBuffer(8));
@@ -117,22 +121,22 @@ const wordBytes = new Uint8Array(word.buffer);
 
 /** One u32 at `src`. */
 export function getUserU32(k: Kernel, src: bigint): number | Errno {
-  return copyFromUser(k, wordBytes.subarray(0, 4), src) > 0 ? EFAULT : word.getUint32(0, true);
+  return currentMm(k).memory.read(src, wordBytes.subarray(0, 4)) > 0 ? EFAULT : word.getUint32(0, true);
 }
 
 /** One u64 at `src`. */
 export function getUserU64(k: Kernel, src: bigint): bigint | Errno {
-  return copyFromUser(k, wordBytes, src) > 0 ? EFAULT : word.getBigUint64(0, true);
+  return currentMm(k).memory.read(src, wordBytes) > 0 ? EFAULT : word.getBigUint64(0, true);
 }
 
 /** Stores one u32 at `dst`. */
 export function putUserU32(k: Kernel, dst: bigint, value: number): Errno | undefined {
   word.setUint32(0, value, true);
-  return copyToUser(k, dst, wordBytes.subarray(0, 4)) > 0 ? EFAULT : undefined;
+  return currentMm(k).memory.write(dst, wordBytes.subarray(0, 4)) > 0 ? EFAULT : undefined;
 }
 
 /** Stores one u64 at `dst`. */
 export function putUserU64(k: Kernel, dst: bigint, value: bigint): Errno | undefined {
   word.setBigUint64(0, value, true);
-  return copyToUser(k, dst, wordBytes) > 0 ? EFAULT : undefined;
+  return currentMm(k).memory.write(dst, wordBytes) > 0 ? EFAULT : undefined;
 }

@@ -15,7 +15,7 @@
  * container->group_lock → type1's; device_lock → the driver's token lock.
  * Source: drivers/vfio/group.c.
  */
-import { EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOTTY, Errno } from "../../lib/errno.ts";
+import { EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM, ENOTTY, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
@@ -30,7 +30,7 @@ import type { Kernel } from "../kernel.ts";
 import { copyFromUser, copyToUser, getUserU32 } from "../mm/user_memory.ts";
 import { VfioContainer } from "./container.ts";
 import { vfioDeviceFops } from "./device_fops.ts";
-import { vfioDfGroupOpen } from "./device_open.ts";
+import { vfioDfGroupClose, vfioDfGroupOpen } from "./device_open.ts";
 import { type VfioDevice, VfioDeviceFile, vfioOf } from "./vfio_main.ts";
 
 const GROUP_LOCK: LockClass = new LockClass("vfio group->group_lock");
@@ -209,7 +209,11 @@ export class VfioGroup {
       if (container instanceof VfioContainer) return (yield* container.attachGroup(this)) ?? 0;
       const ctx = iommufdCtxFromFile(file);
       if (ctx instanceof Errno) return EBADFD;
-      iommufdVfioCompatIoasCreate(ctx);
+      const e = iommufdVfioCompatIoasCreate(ctx);
+      if (e !== undefined) {
+        iommufdCtxPut(ctx);
+        return e;
+      }
       this.iommufd = ctx;
       return 0;
     } finally {
@@ -262,17 +266,27 @@ export class VfioGroup {
       device.putRegistration();
       return fd;
     }
-    const df = new VfioDeviceFile(device, this);
-    const error = yield* this.#openDevice(df);
-    if (error !== undefined) {
+    const file = yield* this.#openFile(device);
+    if (file instanceof Errno) {
       files.putUnused(fd);
       device.putRegistration();
-      return error;
+      return file;
     }
-    const file = this.kernel.fs.newFile(vfioDeviceFops, { flags: O_RDWR, privateData: df, path: "anon_inode:[vfio-device]" });
     file.mapping = device.mapping;
     files.install(fd, file);
     return fd;
+  }
+
+  /** The device opened, and a file for it; on failure it is as it was. */
+  *#openFile(device: VfioDevice): Step<File | Errno> {
+    const { fault, fs } = this.kernel;
+    if (fault.slab("vfio_device_file")) return ENOMEM;
+    const df = new VfioDeviceFile(device, this);
+    const error = yield* this.#openDevice(df);
+    if (error !== undefined) return error;
+    const file = fs.allocAnonFile(vfioDeviceFops, { flags: O_RDWR, privateData: df, path: "anon_inode:[vfio-device]" });
+    if (file instanceof Errno) yield* vfioDfGroupClose(df);
+    return file;
   }
 
   /** The device with a registration held. */
@@ -309,8 +323,9 @@ export class VfioGroup {
   }
 }
 
-/** A string of at most a page, its zero included: EFAULT, EINVAL when it is longer. */
+/** A string of at most a page, its zero included: EFAULT, EINVAL when it is longer, ENOMEM. */
 function readName(kernel: Kernel, addr: bigint): string | Errno {
+  if (kernel.fault.slab("name", PAGE_SIZE)) return ENOMEM;
   const bytes = new Uint8Array(PAGE_SIZE);
   const left = copyFromUser(kernel, bytes, addr);
   const end = bytes.subarray(0, PAGE_SIZE - left).indexOf(0);

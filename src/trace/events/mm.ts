@@ -40,6 +40,8 @@ export type MmEvent =
     }
   /** Pinned pages of a real program left its memory: barlink holds their bytes from now on, as Linux does. */
   | { readonly type: "mm.kept"; readonly origin: string; readonly page: number; readonly npages: number; readonly why: string }
+  /** Fault injection made an allocation or a copy fail: which knob, and what was not made. */
+  | { readonly type: "mm.fail"; readonly by: string; readonly what: string }
   /** Somebody reached RAM that has no owner. */
   | { readonly type: "mm.stray"; readonly pfn: number; readonly write: boolean }
   /** Pages charged to RLIMIT_MEMLOCK (negative: given back), and whether the limit allowed it. */

@@ -38,7 +38,7 @@ import {
   SEEK_HOLE,
   SEEK_SET,
 } from "../../../src/uapi/index.ts";
-import { boot, expectNothingLeaks, memory, ok, peek, poke, run, text } from "../../harness.ts";
+import { boot, expectNothingLeaks, failFrames, memory, ok, peek, poke, run, text } from "../../harness.ts";
 
 const RW = PROT_READ | PROT_WRITE;
 const HUGE = 0x20_0000n;
@@ -252,10 +252,10 @@ describe("pinning pages of a file", () => {
     const [pfn] = pin(fd, 0, 1) as Pfn[];
     expect(kernel.frames.pins(pfn as Pfn)).toBe(1);
     unpinFilePages(kernel, [pfn as Pfn]);
-    kernel.frames.failAfter = 1;
+    failFrames(kernel, 2);
     run(p, p.sys.ftruncate(fd, 4n * 4096n));
     expect(pin(fd, 0, 4)).toBe(ENOMEM);
-    kernel.frames.failAfter = undefined;
+    failFrames(kernel, undefined);
     expect(kernel.frames.pinned).toBe(0);
   });
 

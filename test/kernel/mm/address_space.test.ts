@@ -35,7 +35,7 @@ import {
   PROT_READ,
   PROT_WRITE,
 } from "../../../src/uapi/index.ts";
-import { boot, expectNothingLeaks, memory, ok, peek, poke, run, text, unprivileged } from "../../harness.ts";
+import { boot, expectNothingLeaks, failFrames, memory, ok, peek, poke, run, text, unprivileged } from "../../harness.ts";
 
 const RW = PROT_READ | PROT_WRITE;
 const ANON = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -282,9 +282,9 @@ describe("pins", () => {
     const wo = memory(p, 4096, PROT_WRITE);
     expect(p.mm.memory.pin(wo, 1, false)).toBe(EFAULT);
     p.mm.memory.unpin(ok(p.mm.memory.pin(wo, 1, true)), true);
-    kernel.frames.failAfter = 0;
+    failFrames(kernel, 1);
     expect(p.mm.memory.pin(memory(p, 4096), 1, true)).toBe(ENOMEM);
-    kernel.frames.failAfter = undefined;
+    failFrames(kernel, undefined);
   });
 
   it("survive munmap and the process", () => {

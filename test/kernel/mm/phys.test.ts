@@ -5,7 +5,7 @@ import type { MmioHandler } from "../../../src/kernel/mm/phys.ts";
 import { type Pfn, physAddr, physOfPfn } from "../../../src/lib/addr.ts";
 import { ENOMEM, type Errno } from "../../../src/lib/errno.ts";
 import { KernelBug } from "../../../src/lib/kernel_bug.ts";
-import { expectNothingLeaks, ok } from "../../harness.ts";
+import { expectNothingLeaks, failFrames, ok } from "../../harness.ts";
 
 let k: Kernel;
 beforeEach(() => {
@@ -219,9 +219,9 @@ describe("frames", () => {
       [0x201, 3, 3],
     ]);
     expect(take(1)).toBe(ENOMEM);
-    k.frames.failAfter = 0;
+    failFrames(k, 1);
     expect(take(0)).toBe(ENOMEM);
-    k.frames.failAfter = undefined;
+    failFrames(k, undefined);
     for (const p of [0x100, 0x101, 0x102, 0x103, 0x104, 0x105, 0x200, 0x201, 0x202, 0x203]) k.frames.put(p as Pfn);
     expect(k.frames.live).toBe(0);
   });
@@ -237,10 +237,10 @@ describe("frames", () => {
   });
 
   it("fail on demand", () => {
-    k.frames.failAfter = 1;
-    const a = k.frames.alloc();
+    failFrames(k, 2);
+    const a = ok(k.frames.tryAlloc());
     expect(k.frames.tryAlloc()).toBe(ENOMEM);
-    k.frames.failAfter = undefined;
+    failFrames(k, undefined);
     k.frames.put(a);
   });
 
