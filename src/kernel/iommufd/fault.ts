@@ -206,6 +206,7 @@ export function* faultAlloc(ucmd: Ucmd, cmd: ViewOf<typeof IommuFaultAlloc>): St
   const { ctx } = ucmd;
   if (cmd.flags !== 0) return EOPNOTSUPP;
   const fault = allocObject(ctx, new IommufdFault(ctx));
+  if (fault instanceof Errno) return fault;
   const fd = fault.openFile(faultFops, "[iommufd-pgfault]");
   let e: Errno | undefined;
   if (fd instanceof Errno) {

@@ -35,8 +35,6 @@ export class IommufdVdevice extends IommufdObject implements VdeviceCore {
     this.viommu = viommu;
     this.idev = idev;
     this.virtId = virtId;
-    viommu.users++;
-    idev.vdev = this;
   }
 
   get dev(): Device {
@@ -99,6 +97,9 @@ function* createLocked(
     if (idev.destroying) return ENOENT;
     if (idev.vdev !== undefined) return EEXIST;
     const vdev = allocObject(ctx, new IommufdVdevice(viommu, idev, cmd.virt_id));
+    if (vdev instanceof Errno) return vdev;
+    viommu.users++;
+    idev.vdev = vdev;
     let e = yield* install(vdev);
     if (e === undefined) {
       cmd.out_vdevice_id = vdev.id;

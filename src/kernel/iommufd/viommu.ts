@@ -57,7 +57,6 @@ export class IommufdViommu extends IommufdObject implements ViommuCore {
     this.hwpt = hwpt;
     this.viommuType = viommuType;
     this.veventqsRwsem = new RwSem(ctx.kernel.sched, VEVENTQS_LOCK);
-    hwpt.users++;
   }
 
   override *destroy(): Step<void> {
@@ -107,6 +106,8 @@ export function* viommuAlloc(ucmd: Ucmd, cmd: ViewOf<typeof IommuViommuAlloc>): 
 function* create(ucmd: Ucmd, cmd: ViewOf<typeof IommuViommuAlloc>, unit: IommuUnit, hwpt: HwptPaging): Step<Errno | undefined> {
   const { ctx } = ucmd;
   const viommu = allocObject(ctx, new IommufdViommu(ctx, unit, hwpt, cmd.type));
+  if (viommu instanceof Errno) return viommu;
+  hwpt.users++;
   const data = cmd.data_len === 0 ? undefined : { type: cmd.type, address: cmd.data_uptr, length: cmd.data_len };
   const ops = yield* unit.viommuInit(viommu, hwpt.domain, data);
   let e: Errno | undefined;
