@@ -23,11 +23,12 @@
  *
  * Source: drivers/iommu/io-pgfault.c.
  */
-import { EBUSY, EINVAL, ENODEV, type Errno, KernelBug } from "../../lib/index.ts";
+import { EBUSY, EINVAL, ENODEV, ENOMEM, type Errno, KernelBug } from "../../lib/index.ts";
 import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import { NO_PASID } from "./fault.ts";
 import type { AttachHandle } from "./group.ts";
+import type { IommuUnit } from "./unit.ts";
 
 /** `pasid` says something. */
 export const PAGE_REQUEST_PASID_VALID: number = 1 << 0;
@@ -124,10 +125,14 @@ export class IopfGroup {
   }
 }
 
+function unitOf(dev: Device): IommuUnit {
+  if (dev.iommuUnit === undefined) throw new KernelBug(`${dev.name} made a page request, and is behind no unit`);
+  return dev.iommuUnit;
+}
+
 function pageResponse(dev: Device, last: PageRequest, code: PageResponseCode): void {
   const { pasid, grpid } = last;
-  const unit = dev.iommuUnit;
-  if (unit === undefined) throw new KernelBug(`${dev.name} made a page request, and is behind no unit`);
+  const unit = unitOf(dev);
   const { trace } = unit.kernel;
   if (trace.on) trace.emit({ type: "iommu.page_response", device: dev.name, pasid, grpid, code });
   unit.pageResponse?.(dev, last, { pasid, grpid, code });
@@ -147,10 +152,12 @@ export class IopfQueue {
     kernel.leakChecks.set(`devices of ${name}`, () => this.devices.length);
   }
 
-  /** ENODEV: its unit cannot answer. EBUSY: it is in a queue already. */
+  /** ENODEV: its unit cannot answer. EBUSY: it is in a queue already. ENOMEM. */
   addDevice(dev: Device): Errno | undefined {
-    if (dev.iommuUnit?.pageResponse === undefined) return ENODEV;
+    const unit = dev.iommuUnit;
+    if (unit?.pageResponse === undefined) return ENODEV;
     if (dev.faultParam !== undefined) return EBUSY;
+    if (unit.kernel.fault.slab("iommu_fault_param")) return ENOMEM;
     dev.faultParam = new FaultParam(dev, this);
     this.devices.unshift(dev.faultParam);
     return undefined;
@@ -190,13 +197,13 @@ function findFaultHandler(dev: Device, request: PageRequest): { handle: AttachHa
 
 /**
  * A unit's driver received a page request. The caller keeps the device's attachments from changing meanwhile. EINVAL: nobody
- * handles it, and it has been answered "invalid".
+ * handles it, and it has been answered "invalid". ENOMEM: there was no memory to keep it until its group's last one comes.
  */
 export function reportDeviceFault(dev: Device, request: PageRequest): Errno | undefined {
-  const trace = dev.iommuUnit?.kernel.trace;
+  const kernel = unitOf(dev).kernel;
   const { pasid, grpid, addr, perm, flags } = request;
   const last = (flags & PAGE_REQUEST_LAST_PAGE) !== 0;
-  if (trace?.on === true) trace.emit({ type: "iommu.page_request", device: dev.name, pasid, grpid, addr, perm, last });
+  if (kernel.trace.on) kernel.trace.emit({ type: "iommu.page_request", device: dev.name, pasid, grpid, addr, perm, last });
   const found = findFaultHandler(dev, request);
   if (found === undefined) {
     pageResponse(dev, request, "invalid");
@@ -205,12 +212,15 @@ export function reportDeviceFault(dev: Device, request: PageRequest): Errno | un
   const param = dev.faultParam;
   if (param === undefined) throw new KernelBug(`${dev.name}: a domain that handles page requests is attached, and no queue takes them`);
   if (!last) {
+    if (kernel.fault.slab("iopf_fault")) return ENOMEM;
     param.partial.push(request);
     return undefined;
   }
+  // Without memory for it there is a group all the same, or its requests could not be answered; but no handler sees it.
+  const aborted = kernel.fault.slab("iopf_group");
   const group = new IopfGroup(param, request, found.handle);
-  if (found.handler(group) !== undefined) {
-    dev.iommuUnit?.kernel.printk(`${dev.name}: iopf with pasid ${pasid} aborted`);
+  if (aborted || found.handler(group) !== undefined) {
+    kernel.printk(`${dev.name}: iopf with pasid ${pasid} aborted`);
     group.respond("failure");
     group.free();
   }

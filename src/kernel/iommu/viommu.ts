@@ -22,6 +22,11 @@ export interface ViommuCore {
   /** What the guest calls a device; ENOENT for one it has not been given. */
   vdevIdOf(dev: Device): bigint | Errno;
   /**
+   * Tells user space of an event of a type (IOMMU_VEVENTQ_TYPE_*); `data` is that type's struct. EOPNOTSUPP: nobody wants events
+   * of that type. ENOMEM: the event is lost. One that finds the queue full is lost too, which the queue tells.
+   */
+  reportEvent(eventType: number, data: Uint8Array): Step<Errno | undefined>;
+  /**
    * Lets user space map `length` bytes at `pa` through the descriptor; the offset at which. EINVAL: not whole pages. They are
    * the driver's, who takes the offset away before it frees them.
    */

@@ -11,7 +11,7 @@
  *
  * Source: drivers/iommu/iommufd/eventq.c.
  */
-import type { Errno } from "../../lib/errno.ts";
+import { Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import { O_CLOEXEC, O_RDWR, POLLIN, POLLOUT, POLLRDNORM } from "../../uapi/index.ts";
@@ -31,10 +31,12 @@ export abstract class IommufdEventq extends IommufdObject {
   /** Something waits to be read. */
   abstract get readable(): boolean;
 
-  /** Makes the file and reserves a descriptor for it. EMFILE. */
+  /** Makes the file and reserves a descriptor for it. ENOMEM, EMFILE; what was done stays, for `abort` to undo. */
   openFile(ops: FileOps, name: string): number | Errno {
     const { fs, current } = this.ctx.kernel;
-    this.#file = fs.newFile(ops, { flags: O_RDWR, privateData: this, path: `anon_inode:${name}` });
+    const file = fs.allocAnonFile(ops, { flags: O_RDWR, privateData: this, path: `anon_inode:${name}` });
+    if (file instanceof Errno) return file;
+    this.#file = file;
     iommufdCtxGet(this.ctx);
     this.users++;
     return current.files.getUnused(O_CLOEXEC);

@@ -18,7 +18,7 @@
  *
  * Source: drivers/iommu/iommufd/eventq.c, device.c.
  */
-import { EFAULT, EINVAL, EOPNOTSUPP, Errno, ESPIPE } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, Errno, ESPIPE } from "../../lib/errno.ts";
 import { Fifo } from "../../lib/fifo.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
@@ -88,7 +88,7 @@ export class IommufdFault extends IommufdEventq {
     this.wake();
   }
 
-  /** Copies whole groups to `buf`, as many as `count` bytes hold. EINVAL: not even the first fits. `mutex` held. */
+  /** Copies whole groups to `buf`, as many as `count` bytes hold. EINVAL: not even the first fits. EFAULT, ENOMEM. `mutex` held. */
   read(buf: bigint, count: number): number | Errno {
     let done = 0;
     let e: Errno | undefined;
@@ -107,6 +107,7 @@ export class IommufdFault extends IommufdEventq {
 
   #readGroup(group: IopfGroup, buf: bigint): Errno | undefined {
     const { idev } = group.handle as IommufdAttachHandle;
+    if (this.ctx.kernel.fault.slab("entry of responses")) return ENOMEM;
     group.cookie = this.#store(group);
     let at = buf;
     for (const { flags, pasid, grpid, perm, addr } of group.faults) {
@@ -201,7 +202,7 @@ const faultFops: FileOps = {
   },
 };
 
-/** IOMMU_FAULT_QUEUE_ALLOC. EOPNOTSUPP: unknown flags. EMFILE. */
+/** IOMMU_FAULT_QUEUE_ALLOC. EOPNOTSUPP: unknown flags. ENOMEM, EMFILE. */
 export function* faultAlloc(ucmd: Ucmd, cmd: ViewOf<typeof IommuFaultAlloc>): Step<Errno | undefined> {
   const { ctx } = ucmd;
   if (cmd.flags !== 0) return EOPNOTSUPP;

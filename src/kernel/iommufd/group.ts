@@ -9,7 +9,7 @@
  * Lock order: ioas.mutex → group lock → the IOAS's iova lock, a fault queue's mutex.
  * Source: drivers/iommu/iommufd/device.c.
  */
-import { EBUSY, EINVAL, type Errno } from "../../lib/errno.ts";
+import { EBUSY, EINVAL, ENOMEM, type Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
@@ -129,6 +129,7 @@ function checkPasid(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Errn
 }
 
 function* install(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Step<Errno | undefined> {
+  if (group.kernel.fault.slab("iommufd_attach_handle")) return ENOMEM;
   const handle = new IommufdAttachHandle(hwpt.domain, idev);
   if (pasid === NO_PASID) return yield* group.attachHandle(hwpt.domain, handle);
   return yield* group.attachPasid(hwpt.domain, idev.dev, pasid, handle);
@@ -137,6 +138,7 @@ function* install(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pas
 /** Unlike Linux, which trusts the caller here, this refuses a domain of another IOMMU driver. */
 function* exchange(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Step<Errno | undefined> {
   if (!group.unit.compatible(hwpt.domain)) return EINVAL;
+  if (group.kernel.fault.slab("iommufd_attach_handle")) return ENOMEM;
   const handle = new IommufdAttachHandle(hwpt.domain, idev);
   if (pasid === NO_PASID) return yield* group.replaceHandle(hwpt.domain, handle);
   return yield* group.replacePasid(hwpt.domain, idev.dev, pasid, handle);

@@ -7,7 +7,7 @@
  *
  * Commands that this kernel does not offer are in the table all the same, with
  * their least sizes, so that a malformed call is told apart from a missing
- * feature: VIOMMU_ALLOC, VDEVICE_ALLOC, VEVENTQ_ALLOC,
+ * feature: VIOMMU_ALLOC, VDEVICE_ALLOC,
  * HW_QUEUE_ALLOC and HWPT_INVALIDATE (nested translation) answer EOPNOTSUPP. A
  * command outside of the table is for the type1 compatibility
  * (`vfio_compat.ts`). IOMMU_TEST_CMD is there only when the machine was booted with the selftest (`selftest.ts`).
@@ -81,6 +81,7 @@ import { destroyAllObjects, removeObjectById } from "./object.ts";
 import { option } from "./option.ts";
 import type { Ucmd, UcmdHandler } from "./ucmd.ts";
 import { vdeviceAlloc } from "./vdevice.ts";
+import { veventqAlloc } from "./veventq.ts";
 import { iommufdVfioIoctl, vfioIoas } from "./vfio_compat.ts";
 import { viommuAlloc } from "./viommu.ts";
 
@@ -132,7 +133,7 @@ add(IOMMU_IOAS_NOIOMMU_GET_PA, IommuIoasNoiommuGetPa, "out_phys", ioasNoiommuGet
 add(IOMMU_IOAS_UNMAP, IommuIoasUnmap, "length", ioasUnmap);
 add(IOMMU_OPTION, IommuOption, "val64", option);
 add(IOMMU_VDEVICE_ALLOC, IommuVdeviceAlloc, "virt_id", vdeviceAlloc);
-add(IOMMU_VEVENTQ_ALLOC, IommuVeventqAlloc, "out_veventq_fd", notOffered);
+add(IOMMU_VEVENTQ_ALLOC, IommuVeventqAlloc, "out_veventq_fd", veventqAlloc);
 add(IOMMU_VFIO_IOAS, IommuVfioIoas, "__reserved", vfioIoas);
 add(IOMMU_VIOMMU_ALLOC, IommuViommuAlloc, "out_viommu_id", viommuAlloc);
 add(IOMMU_TEST_CMD, IommuTestCmd, "last", selftest);

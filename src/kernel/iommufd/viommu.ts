@@ -25,14 +25,9 @@ import { HwptPaging } from "./hw_pagetable.ts";
 import { abortObject, allocObject, decUsers, finalizeObject, getObject, IommufdObject, putObject } from "./object.ts";
 import { respond, type Ucmd } from "./ucmd.ts";
 import type { IommufdVdevice } from "./vdevice.ts";
+import type { IommufdVeventq } from "./veventq.ts";
 
 const VEVENTQS_LOCK: LockClass = new LockClass("iommufd_viommu.veventqs_rwsem");
-
-/** A queue of events of one type, as the virtual IOMMU keeps it. */
-export interface ViommuEventQueue {
-  /** IOMMU_VEVENTQ_TYPE_*; one queue of a type at most. */
-  readonly eventType: number;
-}
 
 export class IommufdViommu extends IommufdObject implements ViommuCore {
   readonly type = "viommu";
@@ -47,8 +42,8 @@ export class IommufdViommu extends IommufdObject implements ViommuCore {
   readonly vdevs: Map<bigint, IommufdVdevice | undefined> = new Map();
   /** Read: an event is being reported. Write: a queue comes or goes. */
   readonly veventqsRwsem: RwSem;
-  /** Under `veventqsRwsem`. */
-  readonly veventqs: ViommuEventQueue[] = [];
+  /** One of a type at most. Under `veventqsRwsem`. */
+  readonly veventqs: IommufdVeventq[] = [];
 
   constructor(ctx: IommufdCtx, unit: IommuUnit, hwpt: HwptPaging, viommuType: number) {
     super();
@@ -62,6 +57,21 @@ export class IommufdViommu extends IommufdObject implements ViommuCore {
   override *destroy(): Step<void> {
     if (this.ops?.destroy !== undefined) yield* this.ops.destroy();
     decUsers(this.hwpt);
+  }
+
+  /** The queue of a type (IOMMU_VEVENTQ_TYPE_*). `veventqsRwsem` held. */
+  findVeventq(eventType: number): IommufdVeventq | undefined {
+    return this.veventqs.find((q) => q.eventType === eventType);
+  }
+
+  *reportEvent(eventType: number, data: Uint8Array): Step<Errno | undefined> {
+    yield* this.veventqsRwsem.downRead();
+    try {
+      const q = this.findVeventq(eventType);
+      return q === undefined ? EOPNOTSUPP : q.report(data);
+    } finally {
+      this.veventqsRwsem.upRead();
+    }
   }
 
   findDev(virtId: bigint): Device | undefined {
