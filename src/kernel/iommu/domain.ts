@@ -18,6 +18,7 @@ import { IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR } from "../../uapi/iommufd.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IopfHandler } from "./io_pagefault.ts";
 import type { IommuUnit } from "./unit.ts";
+import type { IommuUserDataArray } from "./user_data.ts";
 
 /** Protection of a mapping. Source: include/linux/iommu.h. */
 export const IOMMU_READ = 1;
@@ -27,14 +28,15 @@ export const IOMMU_CACHE = 4;
 /** Device memory: never cacheable, so never together with IOMMU_CACHE. */
 export const IOMMU_MMIO = 16;
 
-/** `unmanaged`: its owner decides every mapping. `dma`: the kernel's DMA API does. `nested`: a guest does, on top of another domain. */
+/**
+ * `unmanaged`: its owner decides every mapping. `dma`: the kernel's DMA API does. `nested`: a guest's own table, in the guest's
+ * memory, whose addresses go through a parent domain.
+ */
 export type IommuDomainType = "unmanaged" | "dma" | "identity" | "blocked" | "nested";
 
 /** Which driver a domain belongs to; two drivers' domains never mix. Compared by identity. */
 export interface IommuOps {
   readonly name: string;
-  /** The driver knows tables nested in one another, whether or not a unit does. */
-  readonly nests?: boolean;
 }
 
 export interface IommuGeometry {
@@ -111,6 +113,12 @@ export class IommuDomain {
     this.geometry = options.geometry ?? { apertureStart: 0n, apertureEnd: U64_MAX };
     this.#makeTable = options.table;
   }
+
+  /**
+   * Carries out a guest's invalidations of a nested domain and leaves in `array.entryNum` how many it did. Absent: they go
+   * through the virtual IOMMU, or the driver has none.
+   */
+  cacheInvalidateUser?(array: IommuUserDataArray): Errno | undefined;
 
   /** It has a page table of its own. */
   get paging(): boolean {
@@ -191,7 +199,7 @@ export class IommuDomain {
 
   /** Releases the table. Throws `KernelBug` while a device is attached. */
   free(): void {
-    if (!this.paging) return;
+    if (!this.paging && this.type !== "nested") return;
     if (this.users.size > 0) throw new KernelBug(`domain ${this.id} is freed with ${this.users.size} devices attached`);
     if (this.#freed) throw new KernelBug(`domain ${this.id} is freed twice`);
     this.#freed = true;

@@ -341,7 +341,7 @@ export class IommuGroup {
   #checkPasid(domain: IommuDomain, dev: Device, pasid: number): Errno | undefined {
     const unit = dev.iommuUnit;
     if (unit === undefined) return ENODEV;
-    if (!domain.paging && domain.type !== "identity") return EOPNOTSUPP;
+    if (domain.type === "blocked") return EOPNOTSUPP;
     if (!unit.compatible(domain) || pasid === NO_PASID) return EINVAL;
     for (const d of this.devices) {
       const max = this.#requester(d)?.maxPasids ?? 0;

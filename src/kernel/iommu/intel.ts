@@ -29,7 +29,7 @@ import { type FaultCause, type FaultFacts, type IommuFault, intelFault } from ".
 import { type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
 import { type IommuCap, IommuUnit } from "./unit.ts";
 
-const intelOps: IommuOps = { name: "intel", nests: true };
+const intelOps: IommuOps = { name: "intel" };
 
 /** Bits of ECAP_REG. */
 const ECAP_C = 1n << 0n;

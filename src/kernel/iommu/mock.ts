@@ -26,6 +26,7 @@ import {
   IOMMU_HWPT_DATA_SELFTEST,
   IOMMU_TEST_DEV_CACHE_DEFAULT,
   IOMMU_TEST_PASID_RESERVED,
+  IOMMU_VIOMMU_TYPE_SELFTEST,
   IommuHwptSelftest,
   IommuTestHwInfo,
   MOCK_APERTURE_LAST,
@@ -40,13 +41,14 @@ import {
 } from "../../uapi/iommufd_test.ts";
 import { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
-import { copyStructFromUser } from "../mm/user_memory.ts";
 import { type IommuDirtyOps, IommuDomain, type IommuGeometry, type IommuOps, pageTableDirtyOps } from "./domain.ts";
 import { type FaultFacts, IommuFault } from "./fault.ts";
 import { IopfQueue } from "./io_pagefault.ts";
+import { MockNestedDomain, MockViommu, mockAllocNested } from "./mock_viommu.ts";
 import type { ReservedRegion } from "./resv.ts";
 import { type IommuCap, IommuUnit } from "./unit.ts";
-import type { IommuUserData } from "./user_data.ts";
+import { copyStructFromUserData, type IommuUserData } from "./user_data.ts";
+import type { ViommuCore, ViommuOps } from "./viommu.ts";
 
 const mockOps: IommuOps = { name: "mock" };
 
@@ -63,13 +65,15 @@ export class MockDevice extends Device {
   /** MOCK_FLAGS_DEVICE_*. */
   readonly flags: number;
   /** What a vIOMMU would invalidate. */
-  readonly cache: readonly number[] = new Array<number>(MOCK_DEV_CACHE_NUM).fill(IOMMU_TEST_DEV_CACHE_DEFAULT);
+  readonly cache: number[] = new Array<number>(MOCK_DEV_CACHE_NUM).fill(IOMMU_TEST_DEV_CACHE_DEFAULT);
   /** The next attach of the reserved PASID fails. */
   pasidError = false;
   /** Read: the device makes a page request. Write: what is attached to it changes. */
   readonly iopfRwsem: RwSem;
   /** Attachments, its PASIDs' included, whose domains handle page requests. Under the group's mutex. */
   iopfDomains = 0;
+  /** The virtual IOMMU of the nested domain it is on, and what the guest calls it there. */
+  viommu: { readonly core: ViommuCore; readonly virtId: bigint } | undefined = undefined;
 
   constructor(kernel: Kernel, id: number, flags: number) {
     super(`iommufd_mock${id}`, "mock", FIRST_RID + id);
@@ -175,11 +179,24 @@ export class MockIommu extends IommuUnit {
   }
 
   /** Which kind of table the caller's struct asks for. */
-  #config({ type, address, length }: IommuUserData): number | Errno {
-    if (type !== IOMMU_HWPT_DATA_SELFTEST) return EOPNOTSUPP;
-    if (length < IommuHwptSelftest.endOf("iotlb") || length > IommuHwptSelftest.size) return EINVAL;
-    const cfg = copyStructFromUser(this.kernel, IommuHwptSelftest, address, length);
+  #config(data: IommuUserData): number | Errno {
+    if (data.type !== IOMMU_HWPT_DATA_SELFTEST) return EOPNOTSUPP;
+    const cfg = copyStructFromUserData(this.kernel, IommuHwptSelftest, data, IOMMU_HWPT_DATA_SELFTEST, "iotlb");
     return cfg instanceof Errno ? cfg : cfg.pagetable_type;
+  }
+
+  override domainAllocNested(_dev: Device, _parent: IommuDomain, flags: number, data: IommuUserData): IommuDomain | Errno {
+    if ((flags & ~IOMMU_HWPT_ALLOC_PASID) !== 0) return EOPNOTSUPP;
+    return mockAllocNested(this.kernel, mockOps, data, undefined);
+  }
+
+  override supportsViommu(_dev: Device, type: number): boolean {
+    return type === IOMMU_VIOMMU_TYPE_SELFTEST;
+  }
+
+  override *viommuInit(core: ViommuCore, parent: IommuDomain, data: IommuUserData | undefined): Step<ViommuOps | Errno> {
+    const viommu = new MockViommu(this.kernel, mockOps, core, parent, mockDevice);
+    return (data === undefined ? undefined : viommu.init(data)) ?? viommu;
   }
 
   /** Its devices use no DMA API: without an owner they are blocked. */
@@ -190,6 +207,11 @@ export class MockIommu extends IommuUnit {
   override attach(dev: Device, domain: IommuDomain): Errno | undefined {
     const m = mockDevice(dev);
     if (domain.dirtyOps !== undefined && !m.dirtyTracking) return EINVAL;
+    const core = domain instanceof MockNestedDomain ? domain.viommu : undefined;
+    const virtId = core?.vdevIdOf(dev);
+    // A guest's table is for a device that the guest knows.
+    if (virtId instanceof Errno) return virtId;
+    if (core !== m.viommu?.core) m.viommu = core === undefined || virtId === undefined ? undefined : { core, virtId };
     const old = this.requesters.get(dev.rid)?.domain;
     const e = this.#enableIopf(m, domain);
     if (e !== undefined) return e;

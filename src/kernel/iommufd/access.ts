@@ -160,6 +160,17 @@ export function* iommufdAccessAttach(a: IommufdAccess, ioasId: number): Step<Err
   }
 }
 
+/** The same for an access of iommufd itself, to an IOAS it holds. */
+export function* iommufdAccessAttachInternal(a: IommufdAccess, ioas: IommufdIoas): Step<Errno | undefined> {
+  yield* a.ioasLock.lock();
+  try {
+    bugOn(a.ioas !== undefined, "an access is attached twice");
+    return yield* a.changeIoas(ioas);
+  } finally {
+    a.ioasLock.unlock();
+  }
+}
+
 /** Moves an attached access. ENOENT: it is not attached, or there is no such IOAS. */
 export function* iommufdAccessReplace(a: IommufdAccess, ioasId: number): Step<Errno | undefined> {
   yield* a.ioasLock.lock();

@@ -18,11 +18,9 @@ import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
   IOMMU_HWPT_ALLOC_NEST_PARENT,
   IOMMU_HWPT_ALLOC_PASID,
-  IOMMU_HWPT_DATA_NONE,
   IOMMU_HWPT_DIRTY_TRACKING_ENABLE,
   IOMMU_HWPT_FAULT_ID_VALID,
   IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
-  type IommuHwptAlloc,
   type IommuHwptGetDirtyBitmap,
   type IommuHwptSetDirtyTracking,
 } from "../../uapi/iommufd.ts";
@@ -31,12 +29,11 @@ import type { IommuDirtyOps, IommuDomain } from "../iommu/domain.ts";
 import type { IommuUserData } from "../iommu/user_data.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import { DirtyBitmap } from "./dirty_bitmap.ts";
-import { setHwptFault } from "./fault.ts";
-import { attachHwpt, detachHwpt, IommufdDevice, NO_PASID } from "./group.ts";
+import { attachHwpt, detachHwpt, type IommufdDevice } from "./group.ts";
 import { IommufdHwpt } from "./hwpt.ts";
-import { IommufdIoas } from "./ioas.ts";
-import { abortObject, allocObject, decUsers, finalizeObject, getAnyObject, getObject, putAndTryDestroy, putObject } from "./object.ts";
-import { respond, type Ucmd } from "./ucmd.ts";
+import type { IommufdIoas } from "./ioas.ts";
+import { abortObject, allocObject, decUsers, getObject, putAndTryDestroy, putObject } from "./object.ts";
+import type { Ucmd } from "./ucmd.ts";
 
 const VALID_FLAGS = IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_DIRTY_TRACKING | IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
 
@@ -138,58 +135,6 @@ function* fillHwpt(hwpt: HwptPaging, domain: IommuDomain, idev: IommufdDevice, p
   }
   hwpt.ioas.hwpts.push(hwpt);
   return undefined;
-}
-
-/** IOMMU_HWPT_ALLOC. Nested tables, which sit on another table or a vIOMMU, no unit of this kernel has. */
-export function* hwptAlloc(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptAlloc>): Step<Errno | undefined> {
-  const { ctx } = ucmd;
-  if (cmd.__reserved !== 0) return EOPNOTSUPP;
-  if ((cmd.data_type === IOMMU_HWPT_DATA_NONE) !== (cmd.data_len === 0)) return EINVAL;
-  const idev = getObject(ctx, cmd.dev_id, IommufdDevice);
-  if (idev instanceof Errno) return idev;
-  try {
-    const pt = getAnyObject(ctx, cmd.pt_id);
-    if (pt instanceof Errno) return EINVAL;
-    try {
-      if (pt instanceof IommufdIoas) return yield* hwptAllocOn(ucmd, cmd, idev, pt);
-      return pt instanceof HwptPaging ? refuseNested(cmd, idev, pt) : EINVAL;
-    } finally {
-      putObject(ctx, pt);
-    }
-  } finally {
-    putObject(ctx, idev);
-  }
-}
-
-/** Why no table can be nested in `parent`. That the units cannot, those whose driver knows nesting say last. */
-function refuseNested(cmd: ViewOf<typeof IommuHwptAlloc>, idev: IommufdDevice, parent: HwptPaging): Errno {
-  const { unit } = idev.group.group;
-  const flags = IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
-  if ((cmd.flags & ~flags) !== 0 || cmd.data_len === 0 || unit.ops.nests !== true) return EOPNOTSUPP;
-  return parent.autoDomain || !parent.nestParent || parent.domain.owner !== unit.ops ? EINVAL : EOPNOTSUPP;
-}
-
-function* hwptAllocOn(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptAlloc>, idev: IommufdDevice, ioas: IommufdIoas): Step<Errno | undefined> {
-  const { ctx } = ucmd;
-  yield* ioas.mutex.lock();
-  try {
-    const data = cmd.data_len === 0 ? {} : { data: { type: cmd.data_type, address: cmd.data_uptr, length: cmd.data_len } };
-    const hwpt = yield* allocHwptPaging(ctx, ioas, idev, { pasid: NO_PASID, flags: cmd.flags, attach: false, ...data });
-    if (hwpt instanceof Errno) return hwpt;
-    let e = (cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) === 0 ? undefined : setHwptFault(ctx, hwpt, cmd.fault_id);
-    if (e === undefined) {
-      cmd.out_hwpt_id = hwpt.id;
-      e = respond(ucmd, cmd);
-    }
-    if (e !== undefined) {
-      yield* abortObject(ctx, hwpt);
-      return e;
-    }
-    finalizeObject(ctx, hwpt);
-    return undefined;
-  } finally {
-    ioas.mutex.unlock();
-  }
 }
 
 /** IOMMU_HWPT_SET_DIRTY_TRACKING. Switching on starts from a clean table. */

@@ -10,9 +10,10 @@
  * Source: iommufd_fops_mmap in drivers/iommu/iommufd/main.c, _iommufd_alloc_mmap in driver.c.
  */
 import { PAGE_MASK_N, PAGE_SIZE_N, type PhysAddr, physAddr } from "../../lib/addr.ts";
-import { EINVAL, ENXIO, EPERM, type Errno } from "../../lib/errno.ts";
+import { EINVAL, ENOMEM, ENXIO, EPERM, type Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import { PROT_EXEC } from "../../uapi/mman.ts";
+import type { Kernel } from "../kernel.ts";
 import type { Vma, VmaOps } from "../mm/vma.ts";
 import { decUsers, type IommufdObject } from "./object.ts";
 
@@ -28,10 +29,11 @@ export class MmapTable {
   /** In ascending order of offsets. */
   readonly #maps: Immap[] = [];
 
-  /** The lowest offset with room. EINVAL: not whole pages, or none. */
-  alloc(owner: IommufdObject, pa: PhysAddr, length: number): bigint | Errno {
+  /** The lowest offset with room. EINVAL: not whole pages, or none. ENOMEM. */
+  alloc(kernel: Kernel, owner: IommufdObject, pa: PhysAddr, length: number): bigint | Errno {
     const bytes = BigInt(length);
     if ((pa & PAGE_MASK_N) !== 0n || bytes === 0n || (bytes & PAGE_MASK_N) !== 0n) return EINVAL;
+    if (kernel.fault.slab("iommufd mmap")) return ENOMEM;
     let offset = PAGE_SIZE_N;
     let i = 0;
     for (const m of this.#maps) {

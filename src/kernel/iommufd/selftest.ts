@@ -20,7 +20,7 @@ import { IommufdIoas } from "./ioas.ts";
 import { type IommufdSelftest, iommufdModule, SELFTEST_RESERVATION } from "./module.ts";
 import { getObject, putObject } from "./object.ts";
 import { accessPages, accessReplaceIoas, accessRw, createAccess, destroyAccessPages } from "./selftest_access.ts";
-import { checkDirty, checkMap, checkRefs } from "./selftest_check.ts";
+import { checkDirty, checkIotlb, checkMap, checkRefs } from "./selftest_check.ts";
 import { checkDevCache, mockDomain, mockDomainReplace, pasidAttach, pasidCheckHwpt, pasidDetach, pasidReplace } from "./selftest_device.ts";
 import { testDmabufGet, testDmabufMap, testDmabufRevoke } from "./selftest_dmabuf.ts";
 import { triggerIopf } from "./selftest_event.ts";
@@ -55,6 +55,8 @@ function* execute(unit: MockIommu, ucmd: Ucmd, cmd: TestCmd): Step<Errno | numbe
       return yield* checkMap(ucmd.ctx, cmd.id, cmd.check_map);
     case T.IOMMU_TEST_OP_MD_CHECK_REFS:
       return checkRefs(ucmd.ctx, cmd.check_refs);
+    case T.IOMMU_TEST_OP_MD_CHECK_IOTLB:
+      return checkIotlb(ucmd.ctx, cmd.id, cmd.check_iotlb);
     case T.IOMMU_TEST_OP_DEV_CHECK_CACHE:
       return checkDevCache(ucmd.ctx, cmd.id, cmd.check_dev_cache);
     case T.IOMMU_TEST_OP_CREATE_ACCESS:

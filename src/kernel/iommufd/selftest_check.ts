@@ -9,15 +9,17 @@
 import { PAGE_MASK_N, PAGE_SHIFT, PAGE_SIZE_N, type Pfn, U64_MAX } from "../../lib/addr.ts";
 import { EFAULT, EINVAL, EIO, EOVERFLOW, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
-import type { IommuTestCmd } from "../../uapi/iommufd_test.ts";
+import { type IommuTestCmd, MOCK_NESTED_DOMAIN_IOTLB_ID_MAX } from "../../uapi/iommufd_test.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
 import { MockDomain } from "../iommu/mock.ts";
+import { MockNestedDomain } from "../iommu/mock_viommu.ts";
 import type { Kernel } from "../kernel.ts";
 import { AddressSpace } from "../mm/address_space.ts";
 import { copyFromUser } from "../mm/user_memory.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import { smallestPage } from "./domain.ts";
 import { HwptPaging } from "./hw_pagetable.ts";
+import { HwptNested } from "./hwpt_nested.ts";
 import { getObject, putObject } from "./object.ts";
 import { respond, type Ucmd } from "./ucmd.ts";
 
@@ -58,6 +60,16 @@ export function* checkMap(ctx: IommufdCtx, id: number, { iova, length, uptr }: T
   } finally {
     putObject(ctx, t.hwpt);
   }
+}
+
+/** IOMMU_TEST_OP_MD_CHECK_IOTLB. ENOENT: no nested table; EINVAL: another unit's, no such word, or it holds something else. */
+export function checkIotlb(ctx: IommufdCtx, id: number, { id: word, iotlb }: TestCmd["check_iotlb"]): Errno | undefined {
+  const hwpt = getObject(ctx, id, HwptNested);
+  if (hwpt instanceof Errno) return hwpt;
+  const { domain } = hwpt;
+  const same = domain instanceof MockNestedDomain && word <= MOCK_NESTED_DOMAIN_IOTLB_ID_MAX && domain.iotlb[word] === iotlb;
+  putObject(ctx, hwpt);
+  return same ? undefined : EINVAL;
 }
 
 /** IOMMU_TEST_OP_MD_CHECK_REFS. EIO: a page has another number of pins. Huge pages, whose pins Linux counts elsewhere, are not looked at. */

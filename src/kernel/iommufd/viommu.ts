@@ -84,7 +84,7 @@ export class IommufdViommu extends IommufdObject implements ViommuCore {
   }
 
   allocMmap(pa: PhysAddr, length: number): bigint | Errno {
-    return this.ctx.mmaps.alloc(this, pa, length);
+    return this.ctx.mmaps.alloc(this.ctx.kernel, this, pa, length);
   }
 
   destroyMmap(offset: bigint): void {
