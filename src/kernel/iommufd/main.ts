@@ -5,16 +5,13 @@
  * the least this kernel needs is EINVAL, more is E2BIG unless zero, and a number
  * of the table with other ioctl bits is ENOTTY.
  *
- * Commands that this kernel does not offer are in the table all the same, with
- * their least sizes, so that a malformed call is told apart from a missing
- * feature: VIOMMU_ALLOC, VDEVICE_ALLOC,
- * HW_QUEUE_ALLOC and HWPT_INVALIDATE (nested translation) answer EOPNOTSUPP. A
- * command outside of the table is for the type1 compatibility
- * (`vfio_compat.ts`). IOMMU_TEST_CMD is there only when the machine was booted with the selftest (`selftest.ts`).
+ * A command outside of the table is for the type1 compatibility
+ * (`vfio_compat.ts`). IOMMU_TEST_CMD is there only when the machine was booted
+ * with the selftest (`selftest.ts`).
  *
  * Source: drivers/iommu/iommufd/main.c.
  */
-import { E2BIG, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
+import { E2BIG, EFAULT, EINVAL, ENOTTY, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   IOMMU_DESTROY,
@@ -111,10 +108,6 @@ function add<S extends AnyStruct>(cmd: number, struct: S, lastMember: string, ex
   const minSize = (struct.offsets[lastMember] ?? Number.NaN) + (struct.widths[lastMember] ?? Number.NaN);
   if (Number.isNaN(minSize)) throw new RangeError(`${struct.name} has no member ${lastMember}`);
   table[(cmd & 0xff) - IOMMUFD_CMD_BASE] = { cmd, struct, minSize, execute: execute as Op["execute"], spare: [] };
-}
-
-function* notOffered(): Step<Errno> {
-  return EOPNOTSUPP;
 }
 
 add(IOMMU_DESTROY, IommuDestroy, "id", (ucmd, cmd) => removeObjectById(ucmd.ctx, cmd.id));
