@@ -1,5 +1,11 @@
 /** The scenarios that come with barlink, by name. */
 import type { Scenario } from "../tasks.ts";
+import { bufferLifetime } from "./buffer_lifetime.ts";
+import { ioPagetable } from "./io_pagetable.ts";
+import { lockGraph } from "./lock_graph.ts";
 import { mapVsRevoke } from "./map_vs_revoke.ts";
+import { revokeRefcount } from "./revoke_refcount.ts";
 
-export const scenarios: ReadonlyMap<string, Scenario> = new Map([mapVsRevoke()].map((s) => [s.name, s]));
+export const scenarios: ReadonlyMap<string, Scenario> = new Map(
+  [mapVsRevoke(), revokeRefcount(), ioPagetable(), bufferLifetime(), lockGraph()].map((s) => [s.name, s]),
+);

@@ -31,7 +31,7 @@ import { Calls, COMMAND } from "./calls.ts";
 
 /** The functions of the machine. */
 export const FIRST = "0000:01:00.0";
-export const SECOND = "0000:01:01.0";
+export const SECOND = "0000:01:00.1";
 /** Memory, and what scenarios export of it. */
 export const BAR = 2;
 export const BYTES = 0x4000n;
@@ -63,7 +63,13 @@ const machine = (functions: number): MachineDescription => ({
   iommu: { kind: "intel-legacy" },
   modules: ["iommufd", "vfio-pci"],
   pci: {
-    children: [{ type: "root-port", children: Array.from({ length: functions }, () => ({ type: "device" as const, model: "memory" })) }],
+    peerToPeerHostBridge: true,
+    children: [
+      {
+        type: "root-port",
+        children: Array.from({ length: functions }, (_, n) => ({ type: "device" as const, slot: `00.${n}`, model: "memory" })),
+      },
+    ],
   },
 });
 
@@ -78,7 +84,7 @@ export class Stage {
   readonly #results: Map<string, string> = new Map();
   readonly #reaching: Map<string, number> = new Map();
   /** Windows in which a BAR may not be reached, that are open. */
-  readonly #windows: Set<string> = new Set();
+  readonly #windows: Map<string, Set<string>> = new Map();
 
   constructor(functions: 1 | 2, record: (sched: Sched) => Recorder) {
     let recorder: Recorder | undefined;
@@ -91,6 +97,7 @@ export class Stage {
     });
     this.recorder = recorder as Recorder;
     this.#functions = [FIRST, SECOND].slice(0, functions);
+    this.#listen();
     this.calls = new Calls(this.kernel.fs.createProcess({ name: "vmm" }));
   }
 
@@ -111,9 +118,47 @@ export class Stage {
     return buffer;
   }
 
-  /** Called when all is set up: from here on who reaches a BAR is counted. */
+  /** Called when all is set up: what the exporter does to its flags is seen from here on. */
   watch(): void {
     for (const bdf of this.#functions) for (const buffer of this.vdev(bdf).dmabufs) this.recorder.watch(buffer, "revoked");
+  }
+
+  /**
+   * The process's descriptors, and whether those in `fds` are referred to, order steps
+   * too: for scenarios in which the order of opening and closing matters.
+   * Which reference is the last to go depends on all that are given up.
+   */
+  watchFiles(fds: readonly number[]): void {
+    const { recorder } = this;
+    const table = this.calls.process.files;
+    const looks = { get: table.get, getRaw: table.getRaw, fget: table.fget };
+    const changes = { getUnused: table.getUnused, putUnused: table.putUnused, install: table.install, take: table.take };
+    for (const [name, fn] of Object.entries({ ...looks, ...changes })) {
+      const write = name in changes;
+      const watched = (...args: unknown[]): unknown => {
+        recorder.touch(name.endsWith("Unused") ? "free descriptors" : `fd ${String(args[0])}`, write);
+        return Reflect.apply(fn, table, args);
+      };
+      Object.defineProperty(table, name, { value: watched, configurable: true });
+    }
+    for (const fd of fds) {
+      const file = table.get(fd);
+      if (file instanceof Errno) throw new TypeError(`descriptor ${fd} is not open`);
+      const { count } = file;
+      const [put, getNotZero] = [count.put, count.getNotZero];
+      const touch = (write: boolean): void => recorder.touch(`references of ${fd}`, write);
+      count.put = () => {
+        touch(true);
+        return put.call(count);
+      };
+      count.getNotZero = () => {
+        touch(false);
+        return getNotZero.call(count);
+      };
+    }
+  }
+
+  #listen(): void {
     /** Mappings of a BAR, by domain and IOVA. */
     const mapped = new Map<string, string>();
     this.kernel.trace.listen(({ event: e }) => {
@@ -149,19 +194,22 @@ export class Stage {
   /** From now on nobody may reach the BAR, because of `why`, until that is over. */
   forbid(why: string, bdf: string = FIRST): void {
     this.recorder.touch(`reach ${bdf}`);
-    this.#windows.add(`${bdf} ${why}`);
+    this.#windows.set(bdf, new Set(this.#windows.get(bdf)).add(why));
     this.#quiet(bdf);
   }
 
   allow(why: string, bdf: string = FIRST): void {
     this.recorder.touch(`reach ${bdf}`);
-    this.#windows.delete(`${bdf} ${why}`);
+    const left = new Set(this.#windows.get(bdf));
+    left.delete(why);
+    if (left.size === 0) this.#windows.delete(bdf);
+    else this.#windows.set(bdf, left);
   }
 
   #quiet(bdf: string): void {
-    if (this.reached(bdf) === 0) return;
-    const [window] = [...this.#windows].filter((w) => w.startsWith(bdf));
-    if (window !== undefined) throw new InvariantBroken(`I1/I2: a peer reaches the BAR of ${window}`);
+    const why = this.#windows.get(bdf);
+    if (why === undefined || this.reached(bdf) === 0) return;
+    throw new InvariantBroken(`I1/I2: the BAR is mapped for a peer after ${bdf}'s ${[...why].join(" and ")}`);
   }
 
   // ----- what tasks do

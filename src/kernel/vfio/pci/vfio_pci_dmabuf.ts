@@ -104,6 +104,56 @@ export class VfioPciDmaBuf {
   set dmabuf(dmabuf: DmaBuf) {
     this.#dmabuf = dmabuf;
   }
+
+  /** A map is gone, or the exporter's own share. */
+  putMap(): void {
+    if (this.kref.put()) this.comp.complete();
+  }
+
+  /** Importers let go, and what they had in flight ends. RESV held. */
+  *letGo(): Step<void> {
+    const { resv, kernel, ino } = this.dmabuf;
+    yield* dmaBufInvalidateMappings(this.dmabuf);
+    const pending = resv.pending(Usage.bookkeep).length;
+    if (pending > 0 && kernel.trace.on) kernel.trace.emit({ type: "dma_buf.wait_fences", ino, pending });
+    yield* resv.waitTimeout(Usage.bookkeep, false, Number.POSITIVE_INFINITY);
+  }
+
+  /** No importer reaches the device when this returns. ML of the device held for writing; RESV is taken here. */
+  *revoke(vdev: DmaBufDevice): Step<void> {
+    const { resv } = this.dmabuf;
+    yield* resv.lock();
+    try {
+      this.revoked = true;
+      step(this, vdev, "revoked");
+      yield* this.letGo();
+    } finally {
+      resv.unlock();
+    }
+    step(this, vdev, "drain");
+    this.putMap();
+    yield* this.comp.wait();
+    // As after an export: the next revoke, or the next map, finds a count that lives.
+    this.kref.reinit();
+    this.comp.reinit();
+    step(this, vdev, "drained");
+  }
+
+  /** Maps may be made again. Locks as in `revoke`. */
+  *unrevoke(vdev: DmaBufDevice): Step<void> {
+    const { resv } = this.dmabuf;
+    yield* resv.lock();
+    try {
+      // With the flag still set: an importer that maps from inside the callback is refused.
+      yield* this.letGo();
+    } finally {
+      resv.unlock();
+    }
+    yield* resv.lock();
+    this.revoked = false;
+    step(this, vdev, "live");
+    resv.unlock();
+  }
 }
 
 const privOf = (dmabuf: DmaBuf): VfioPciDmaBuf => dmabuf.priv as VfioPciDmaBuf;
@@ -129,7 +179,7 @@ export const vfioPciDmaBufOps: DmaBufOps = {
   *unmapDmaBuf(att, sgt): Step<void> {
     att.dmabuf.resv.assertHeld();
     freeSgt(att, sgt);
-    putMap(privOf(att.dmabuf));
+    privOf(att.dmabuf).putMap();
   },
 
   *release(dmabuf): Step<void> {
@@ -144,10 +194,6 @@ export const vfioPciDmaBufOps: DmaBufOps = {
     live(dmabuf.kernel).count--;
   },
 };
-
-function putMap(priv: VfioPciDmaBuf): void {
-  if (priv.kref.put()) priv.comp.complete();
-}
 
 function unlink(vdev: DmaBufDevice, priv: VfioPciDmaBuf): void {
   const i = vdev.dmabufs.indexOf(priv);
@@ -302,54 +348,10 @@ export function* vfioPciDmaBufMove(vdev: DmaBufDevice, revoked: boolean): Step<v
       continue;
     }
     if (priv.revoked === revoked) step(priv, vdev, "unchanged");
-    else if (revoked) yield* revoke(vdev, priv);
-    else yield* unrevoke(vdev, priv);
+    else if (revoked) yield* priv.revoke(vdev);
+    else yield* priv.unrevoke(vdev);
     kernel.fs.fput(file);
   }
-}
-
-/** Importers let go, and what they had in flight ends. RESV is taken here. */
-function* letGo(priv: VfioPciDmaBuf): Step<void> {
-  const { dmabuf } = priv;
-  const { resv, kernel } = dmabuf;
-  yield* dmaBufInvalidateMappings(dmabuf);
-  const pending = resv.pending(Usage.bookkeep).length;
-  if (pending > 0 && kernel.trace.on) kernel.trace.emit({ type: "dma_buf.wait_fences", ino: dmabuf.ino, pending });
-  yield* resv.waitTimeout(Usage.bookkeep, false, Number.POSITIVE_INFINITY);
-}
-
-function* revoke(vdev: DmaBufDevice, priv: VfioPciDmaBuf): Step<void> {
-  const { resv } = priv.dmabuf;
-  yield* resv.lock();
-  try {
-    priv.revoked = true;
-    step(priv, vdev, "revoked");
-    yield* letGo(priv);
-  } finally {
-    resv.unlock();
-  }
-  step(priv, vdev, "drain");
-  putMap(priv);
-  yield* priv.comp.wait();
-  // As after an export: the next revoke, or the next map, finds a count that lives.
-  priv.kref.reinit();
-  priv.comp.reinit();
-  step(priv, vdev, "drained");
-}
-
-function* unrevoke(vdev: DmaBufDevice, priv: VfioPciDmaBuf): Step<void> {
-  const { resv } = priv.dmabuf;
-  yield* resv.lock();
-  try {
-    // With the flag still set: an importer that maps from inside the callback is refused.
-    yield* letGo(priv);
-  } finally {
-    resv.unlock();
-  }
-  yield* resv.lock();
-  priv.revoked = false;
-  step(priv, vdev, "live");
-  resv.unlock();
 }
 
 /** The device is closed: every buffer is revoked for ever and let go of. Takes ML. */

@@ -1,0 +1,102 @@
+/**
+ * How long things live: an export that finds no free descriptor, the buffer's
+ * last descriptor, an importer that comes and goes, and the last close of the
+ * device, which revokes for ever and gives the buffers up.
+ *
+ * Beside what every scenario checks: a registration is put once, by the release
+ * of a buffer or by the cleanup; a buffer with an attachment has a reference,
+ * so that no revoke passes it over; after the close the exporter's side of a
+ * buffer knows no device.
+ *
+ * Finds: a failed export that is undone twice (H1), a look at a device that may
+ * be gone (H19, H20), a detach after the last reference (N15).
+ */
+
+import { dmaBufStats } from "../../kernel/dma_buf/buffer.ts";
+import type { DmaBuf } from "../../kernel/dma_buf/dma_buf.ts";
+import type { VfioPciCoreDevice } from "../../kernel/vfio/pci/vfio_pci_core.ts";
+import type { VfioPciDmaBuf } from "../../kernel/vfio/pci/vfio_pci_dmabuf.ts";
+import type { Step } from "../../sched/task.ts";
+import { IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_UNMAP, VFIO_DEVICE_FEATURE } from "../../uapi/index.ts";
+import { InvariantBroken, type Scenario } from "../tasks.ts";
+import { type Alter, BAR, BYTES, FIRST, IOVA, type Play, type Stage, scenarioOf } from "./stage.ts";
+
+export interface BufferLifetimeWorld {
+  readonly iommufd: number;
+  readonly device: number;
+  readonly dmabuf: number;
+  readonly vdev: VfioPciCoreDevice;
+  readonly buffer: VfioPciDmaBuf;
+  readonly exported: bigint;
+  readonly map: bigint;
+  readonly unmap: bigint;
+}
+
+function setUp(stage: Stage): BufferLifetimeWorld {
+  const { calls } = stage;
+  const iommufd = calls.openIommufd();
+  const { fd: device } = calls.openDevice(FIRST, iommufd);
+  const range = { ioas: calls.allocIoas(iommufd), iova: IOVA, length: BYTES };
+  calls.setMemory(device, true);
+  const dmabuf = calls.exportBar(device, BAR, BYTES);
+  const world = {
+    iommufd,
+    device,
+    dmabuf,
+    vdev: stage.vdev(),
+    buffer: stage.buffer(),
+    exported: calls.exportArgs(BAR, BYTES),
+    map: calls.mapFileArgs(dmabuf, range),
+    unmap: calls.unmapArgs(range),
+  };
+  // No descriptor is left from here on.
+  calls.process.rlimits.nofile = dmabuf + 1;
+  stage.watchFiles([device, dmabuf]);
+  return world;
+}
+
+/** Attachments hold a reference to their buffer's file. */
+function checkHeld(buffers: Iterable<DmaBuf>): void {
+  for (const b of buffers) {
+    if (b.attachments.length > 0 && b.file.count.count === 0) throw new InvariantBroken("I4: a buffer is attached and has no reference");
+  }
+}
+
+const TASKS: Play<BufferLifetimeWorld>["tasks"] = {
+  export: (w, stage) => stage.ioctl(w.device, VFIO_DEVICE_FEATURE, w.exported, ["EMFILE", "EBADF", "ENODEV"]),
+  *import(w, stage): Step<string> {
+    const mapped = yield* stage.ioctl(w.iommufd, IOMMU_IOAS_MAP_FILE, w.map, ["ENODEV", "EBADF"]);
+    checkHeld(dmaBufStats(stage.kernel).buffers);
+    if (mapped !== "0") return mapped;
+    return `mapped ${yield* stage.ioctl(w.iommufd, IOMMU_IOAS_UNMAP, w.unmap)}`;
+  },
+  put: (w, stage) => stage.answered(stage.calls.process.sys.close(w.dmabuf)),
+  *close(w, stage): Step<string> {
+    return yield* stage.answered(stage.calls.process.sys.close(w.device));
+  },
+};
+
+export type BufferLifetimeTask = "export" | "import" | "put" | "close";
+
+export interface BufferLifetimeOptions {
+  /** Default: all. */
+  readonly tasks?: readonly BufferLifetimeTask[];
+  readonly alter?: Alter<BufferLifetimeWorld>;
+}
+
+export function bufferLifetime({ tasks, alter }: BufferLifetimeOptions = {}): Scenario {
+  const chosen = Object.entries(TASKS).filter(([name]) => tasks === undefined || tasks.includes(name as BufferLifetimeTask));
+  return scenarioOf(
+    {
+      name: "buffer-lifetime",
+      summary: "an export that fails, an importer, the last descriptor of the buffer and the last close of the device",
+      setUp,
+      tasks: Object.fromEntries(chosen),
+      end({ vdev }) {
+        checkHeld(dmaBufStats(vdev.kernel).buffers);
+        return `${vdev.vdev.registrations} registrations`;
+      },
+    },
+    alter,
+  );
+}
