@@ -35,34 +35,39 @@ function install() {
   writeFileSync(stamp, lock);
 }
 
-const build = (project) => run(process.execPath, [bin("tsc"), "-b", project]);
+async function build(project) {
+  run(process.execPath, [bin("tsc"), "-b", project]);
+  const { bundle } = await import("./bundle.mjs");
+  await bundle(root);
+}
+
 const tsx = (file) => run(process.execPath, ["--expose-gc", "--import", "tsx", file, ...args]);
 
-function check() {
-  build(".");
+async function check() {
+  await build(".");
   run(bin("biome"), ["check", "--error-on-warnings"]);
   run(bin("knip"), []);
   run(bin("publint"), ["--strict"]);
 }
 
 const verbs = {
-  start: () => {
-    build("src/cli");
+  start: async () => {
+    await build("src/cli");
     run(process.execPath, [join(root, "dist/cli/main.js"), ...(args.length > 0 ? args : ["tour"])]);
   },
   build: () => build("."),
   check,
-  test: () => {
-    if (args.length === 0) check();
-    else build(".");
+  test: async () => {
+    if (args.length === 0) await check();
+    else await build(".");
     run(bin("vitest"), ["run", ...args]);
   },
-  conformance: () => {
-    build(".");
+  conformance: async () => {
+    await build(".");
     tsx("conformance/main.ts");
   },
-  bench: () => {
-    build(".");
+  bench: async () => {
+    await build(".");
     tsx("bench/main.ts");
   },
 };
@@ -72,4 +77,4 @@ if (major < 20 || (major === 20 && minor < 19)) fail(`Node ${process.versions.no
 const action = verbs[verb];
 if (action === undefined) fail(`unknown verb "${verb}"; one of ${Object.keys(verbs).join(", ")}`, 2);
 install();
-action();
+await action();

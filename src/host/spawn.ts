@@ -9,13 +9,12 @@
  * Between filter and end the worker is bound by the filter itself. Trapped calls of threads of this very process must be
  * answered with `continue`; results come through shared memory, so that none is needed to get them.
  */
-import { MessageChannel, type MessagePort, type Worker } from "node:worker_threads";
 import { errnoOf } from "../lib/errno.ts";
 import { closeFd } from "./fd.ts";
 import { HostError } from "./host_error.ts";
 import { inheritedNofile } from "./rlimit.ts";
-import { CULPRIT, RESULT_WORDS, type SpawnOrder, type SpawnThreadData, STAGE, WORD } from "./spawn_order.ts";
-import { startWorker } from "./worker.ts";
+import { CULPRIT, ORDERED, type SpawnHandle, type SpawnOrder, STAGE, WORD } from "./spawn_order.ts";
+import { SpawnThread } from "./spawn_thread.ts";
 
 export interface SpawnOptions {
   /** A path, when there is a slash in it; otherwise it is looked for in PATH, as execvp(3) does. */
@@ -48,25 +47,24 @@ export interface SpawnedProgram {
 const PATIENCE_MS = 30_000;
 
 export class ProgramSpawn {
-  readonly #worker: Worker;
-  readonly #ended: Promise<void>;
   readonly #words: Int32Array;
   readonly #program: string;
   /** The caller has the listener, and closes it. */
   #taken = false;
 
-  constructor(worker: Worker, words: Int32Array, program: string) {
+  readonly #thread: SpawnThread | undefined;
+
+  /** `thread`: the one that starts it, for who has it. */
+  constructor(words: Int32Array, program: string, thread?: SpawnThread) {
     this.#words = words;
     this.#program = program;
-    this.#worker = worker;
-    this.#ended = new Promise((resolve) => worker.once("exit", () => resolve()));
-    worker.on("error", () => {});
+    this.#thread = thread;
   }
 
-  /** Resolves when the worker has ended, and the filter has lost that user. Only who asks for it keeps this process alive for it. */
+  /** As `SpawnThread.ended`; RangeError when the thread is another thread's. */
   get ended(): Promise<void> {
-    this.#worker.ref();
-    return this.#ended;
+    if (this.#thread === undefined) throw new RangeError("the thread that starts the program was started elsewhere");
+    return this.#thread.ended;
   }
 
   /** Blocks until the filter is in force, and returns the listener, which is the caller's to close from then on. Throws HostError. */
@@ -121,24 +119,15 @@ export class ProgramSpawn {
   }
 }
 
-/**
- * The thread that will start a program, itself started ahead: it takes some 40 ms to come up, while the caller does
- * something else. For one program.
- */
+/** Gives a thread that was started ahead (`SpawnThread`) its order. For one program. */
 export class ProgramStarter {
-  readonly #words: Int32Array = new Int32Array(new SharedArrayBuffer(4 * RESULT_WORDS));
-  readonly #port: MessagePort;
-  readonly #worker: Worker;
+  readonly #handle: SpawnHandle;
+  readonly #thread: SpawnThread | undefined;
 
-  constructor() {
-    this.#words[WORD.listener] = -1;
-    this.#words[WORD.pid] = -1;
-    const { port1, port2 } = new MessageChannel();
-    this.#port = port1;
-    port1.unref();
-    const data: SpawnThreadData = { words: this.#words, port: port2 };
-    this.#worker = startWorker("./spawn_worker.ts", import.meta.url, { workerData: data, transferList: [port2] });
-    this.#worker.unref();
+  /** The thread, or what another thread was sent of it. */
+  constructor(thread: SpawnThread | SpawnHandle) {
+    this.#thread = thread instanceof SpawnThread ? thread : undefined;
+    this.#handle = thread instanceof SpawnThread ? thread.handle : thread;
   }
 
   /** Begins; the program may run before this returns. */
@@ -154,18 +143,23 @@ export class ProgramStarter {
       processGroup: options.processGroup,
       session: options.session ?? false,
     };
-    if (Atomics.load(this.#words, WORD.ordered) !== 0) throw new RangeError("a starter starts one program");
-    this.#port.postMessage(order);
-    Atomics.store(this.#words, WORD.ordered, 1);
-    Atomics.notify(this.#words, WORD.ordered);
-    this.#port.close();
-    return new ProgramSpawn(this.#worker, this.#words, options.program);
+    const { words, port } = this.#handle;
+    if (Atomics.load(words, WORD.ordered) !== ORDERED.notYet) throw new RangeError("a starter starts one program");
+    port.postMessage(order);
+    this.#say(ORDERED.start);
+    return new ProgramSpawn(words, options.program, this.#thread);
   }
 
   /** Ends the thread, when there is nothing to start after all. */
-  async abandon(): Promise<void> {
-    await this.#worker.terminate();
-    this.#port.close();
+  abandon(): void {
+    this.#say(ORDERED.nothing);
+  }
+
+  #say(what: number): void {
+    const { words, port } = this.#handle;
+    Atomics.store(words, WORD.ordered, what);
+    Atomics.notify(words, WORD.ordered);
+    port.close();
   }
 }
 
@@ -177,10 +171,10 @@ const STANDARD: readonly (readonly [number, number])[] = [
 
 /** Begins; the program may run before this returns. */
 export function startProgram(options: SpawnOptions): ProgramSpawn {
-  return new ProgramStarter().start(options);
+  return new ProgramStarter(new SpawnThread()).start(options);
 }
 
-/** Starts a program, and blocks until it runs (some 60 ms; a `ProgramStarter` saves most of that). Throws HostError. */
+/** Starts a program, and blocks until it runs (some 60 ms; a `SpawnThread` that is up saves most of that). Throws HostError. */
 export function spawnProgram(options: SpawnOptions): SpawnedProgram & { readonly ended: Promise<void> } {
   const spawn = startProgram(options);
   const { pid, listenerFd } = spawn.wait();

@@ -8,13 +8,17 @@ import { closeFd, dupFd } from "./fd.ts";
 import { addressOf, checkVoid, libcFunction, nr, putPath, reserve, syscall4 } from "./ffi.ts";
 import { getRlimit, RLIMIT_NOFILE, setRlimit } from "./rlimit.ts";
 import { installListener } from "./seccomp.ts";
-import { CULPRIT, type SpawnOrder, type SpawnThreadData, STAGE, WORD } from "./spawn_order.ts";
+import { CULPRIT, ORDERED, type SpawnOrder, type SpawnThreadData, STAGE, WORD } from "./spawn_order.ts";
 
 const { words, port } = workerData as SpawnThreadData;
 
-/** Sleeps until there is an order: not by an event of the port, because a thread that blocks may have sent it. */
-function takeOrder(): SpawnOrder {
-  Atomics.wait(words, WORD.ordered, 0);
+/** Sleeps until there is an order: not by an event of the port, because a thread that blocks may have sent it. undefined: nothing to start. */
+function takeOrder(): SpawnOrder | undefined {
+  Atomics.wait(words, WORD.ordered, ORDERED.notYet);
+  if (Atomics.load(words, WORD.ordered) === ORDERED.nothing) {
+    port.close();
+    return undefined;
+  }
   const received = receiveMessageOnPort(port) as { message: SpawnOrder } | undefined;
   port.close();
   if (received === undefined) throw new RangeError("woken without an order");
@@ -195,7 +199,8 @@ function finish({ culprit, result }: Outcome): void {
 }
 
 try {
-  finish(main(takeOrder()));
+  const order = takeOrder();
+  if (order !== undefined) finish(main(order));
 } catch {
   finish({ culprit: CULPRIT.preparation, result: EINVAL });
 }

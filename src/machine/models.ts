@@ -4,7 +4,7 @@
  * A program that brings a model of its own adds it to the registry it boots
  * with: `{ ...builtinModels, mine: defineModel(z.strictObject({…}), (o) => () => new Mine(o)) }`.
  */
-import { z } from "zod";
+import * as z from "zod";
 import { Edu } from "../devices/edu.ts";
 import { Ivshmem } from "../devices/ivshmem.ts";
 import { Nvme } from "../devices/nvme.ts";

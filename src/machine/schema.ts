@@ -6,7 +6,7 @@
  * A description says what the hardware is; addresses the firmware would choose
  * are derived, in order, and so are the same at every boot.
  */
-import { z } from "zod";
+import * as z from "zod";
 
 const UNITS: Readonly<Record<string, bigint>> = { B: 1n, KiB: 1n << 10n, MiB: 1n << 20n, GiB: 1n << 30n, TiB: 1n << 40n };
 

@@ -15,16 +15,24 @@
  * no real one can be taken back; one that the call gives up stays with the
  * process and is given out again at the next occasion.
  */
-import { randomBytes } from "node:crypto";
-import { closeFd, type FdLinks, ftruncateFd, IN_CLOSE, IN_OPEN, IN_Q_OVERFLOW, Inotify, memfdCreate, reopenFd } from "../host/index.ts";
+import {
+  closeFd,
+  type FdLinks,
+  ftruncateFd,
+  IN_CLOSE,
+  IN_OPEN,
+  IN_Q_OVERFLOW,
+  Inotify,
+  memfdCreate,
+  random48,
+  reopenFd,
+} from "../host/index.ts";
 import type { File } from "../kernel/fs/file.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { Errno } from "../lib/errno.ts";
 import { O_ACCMODE, O_APPEND, O_NONBLOCK, O_RDWR } from "../uapi/index.ts";
 import type { SupervisedFiles } from "./types.ts";
 
-/** Random bits of an id: a number holds them exactly. */
-const ID_BYTES = 6;
 /** Status flags of an open that the real descriptor has too. */
 const KEPT = O_ACCMODE | O_NONBLOCK | O_APPEND;
 
@@ -105,7 +113,7 @@ export class HeldFiles implements SupervisedFiles {
    * after that: then the program's is the last. `flags`: O_* of the open.
    */
   create(flags: number): { held: Held; openFd: number } | Errno {
-    const id = randomBytes(ID_BYTES).readUIntBE(0, ID_BYTES) + 1;
+    const id = random48() + 1;
     const memfd = memfdCreate(`barlink:${id}`);
     if (memfd instanceof Errno) return memfd;
     const openFd = reopenFd(memfd, flags & KEPT);

@@ -1,5 +1,13 @@
 /** What the command's thread and the supervising thread tell each other. */
 
+import type { SpawnHandle } from "../host/spawn_order.ts";
+
+/** What the supervising thread begins with. */
+export interface RunThreadData {
+  /** Of the thread that will start the program. */
+  readonly spawn: SpawnHandle;
+}
+
 export interface RunOrder {
   /** A file, or the name of a description that comes with barlink. */
   readonly machine: string;

@@ -1,5 +1,5 @@
 /**
- * `barlink run`, on the command's thread, which loads next to nothing: starts the supervising thread, passes
+ * `barlink run`, on the command's thread, which loads next to nothing: gives the supervising thread its order, passes
  * signals on, and ends as the program does.
  *
  * The program is in our process group and on our terminal, so what the terminal
@@ -7,10 +7,10 @@
  * that somebody sends to us alone is meant for the program, and is passed on.
  */
 import { readFileSync } from "node:fs";
-import { startWorker } from "../host/worker.ts";
 import { endLike } from "./exit.ts";
 import { findProgram, LaunchError } from "./launch.ts";
-import type { RunMessage, RunOrder } from "./messages.ts";
+import type { RunOrder } from "./messages.ts";
+import type { RunThreads } from "./run_threads.ts";
 import { Watchdog } from "./watchdog.ts";
 
 export interface RunOptions {
@@ -29,8 +29,8 @@ const FROM_TERMINAL: readonly NodeJS.Signals[] = ["SIGINT", "SIGQUIT"];
 
 const say = (message: string): void => void process.stderr.write(`barlink: ${message}\n`);
 
-/** Runs the program to its end; this process ends with it. */
-export async function run(command: string, args: readonly string[], options: RunOptions): Promise<void> {
+/** Runs the program to its end on `threads`; this process ends with it. */
+export async function run(threads: RunThreads, command: string, args: readonly string[], options: RunOptions): Promise<void> {
   const signals = new SignalRelay();
   let launch: ReturnType<typeof findProgram>;
   try {
@@ -44,7 +44,7 @@ export async function run(command: string, args: readonly string[], options: Run
   const watchdog = startWatchdog();
   const { directory } = watchdog;
   const order: RunOrder = { ...options, traceFile: options.traceFile, file: launch.file, argv: launch.argv, directory };
-  const message = await supervise(order, (pid) => signals.to(pid));
+  const message = await threads.supervise(order, (pid) => signals.to(pid));
   await watchdog.dismiss();
   signals.stop();
   if (message.kind === "refused") {
@@ -62,28 +62,6 @@ function startWatchdog(): Watchdog {
     say(`cannot make a private folder: ${e instanceof Error ? e.message : String(e)}; set TMPDIR to a folder that can be written`);
     process.exit(1);
   }
-}
-
-/** Runs the supervising thread to its last message. */
-function supervise(order: RunOrder, started: (pid: number) => void): Promise<Exclude<RunMessage, { kind: "started" }>> {
-  return new Promise((resolve) => {
-    const worker = startWorker("./run_worker.ts", import.meta.url, { workerData: order });
-    let last: Exclude<RunMessage, { kind: "started" }> = {
-      kind: "refused",
-      status: 70,
-      message: "internal error: the supervising thread ended",
-    };
-    worker.on("message", (m: RunMessage) => {
-      if (m.kind === "started") started(m.pid);
-      else last = m;
-    });
-    worker.on("error", (e) => {
-      last = { kind: "refused", status: 70, message: `internal error: ${e instanceof Error ? (e.stack ?? e.message) : String(e)}` };
-    });
-    worker.once("exit", () => resolve(last));
-    worker.stdout?.resume();
-    worker.stderr?.on("data", (d: Uint8Array) => process.stderr.write(d));
-  });
 }
 
 /** Signals to us, for the program. Those that come before it runs are kept. */

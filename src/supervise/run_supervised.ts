@@ -35,8 +35,8 @@ function refusal(e: unknown): RunMessage {
   return { kind: "refused", status: 70, message: `internal error: ${e instanceof Error ? (e.stack ?? e.message) : String(e)}` };
 }
 
-/** `starter` has come up while this was loaded. `tell` hears of the start, and of the end. */
-export async function superviseProgram(order: RunOrder, starter: ProgramStarter, tell: (m: RunMessage) => void): Promise<void> {
+/** `starter` has come up while this was loaded. `tell` hears of the start, and of the end, after which nothing more is to be done. */
+export function superviseProgram(order: RunOrder, starter: ProgramStarter, tell: (m: RunMessage) => void): void {
   let core: Core;
   try {
     if (arch.name !== "x64") {
@@ -53,7 +53,7 @@ export async function superviseProgram(order: RunOrder, starter: ProgramStarter,
     core = new Core(kernel, { selftest: order.selftest, debug: order.debug, directory: order.directory, warn });
     registerAll(core, order);
   } catch (e) {
-    await starter.abandon();
+    starter.abandon();
     tell(refusal(e));
     return;
   }

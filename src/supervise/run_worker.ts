@@ -1,11 +1,14 @@
 /**
- * The supervising thread of `barlink run`. The thread that will start the
- * program comes up while this one loads the embedded kernel.
+ * The supervising thread of `barlink run`. It comes up, and loads the embedded
+ * kernel, before anybody knows what is to be run; the order comes by message.
  */
 import { parentPort, workerData } from "node:worker_threads";
 import { ProgramStarter } from "../host/spawn.ts";
-import type { RunMessage, RunOrder } from "./messages.ts";
+import type { RunMessage, RunOrder, RunThreadData } from "./messages.ts";
+import { superviseProgram } from "./run_supervised.ts";
 
-const starter = new ProgramStarter();
-const { superviseProgram } = await import("./run_supervised.ts");
-await superviseProgram(workerData as RunOrder, starter, (m: RunMessage) => parentPort?.postMessage(m));
+const { spawn } = workerData as RunThreadData;
+
+parentPort?.once("message", (order: RunOrder) => {
+  superviseProgram(order, new ProgramStarter(spawn), (m: RunMessage) => parentPort?.postMessage(m));
+});

@@ -11,8 +11,7 @@
  * was used again is left alone), with their descendants.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { randomBytes } from "node:crypto";
-import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -68,7 +67,7 @@ export class Watchdog {
 
   /** Makes the folder once somebody watches who would remove it. Without /bin/sh nobody does. */
   constructor() {
-    this.directory = join(tmpdir(), `barlink-${randomBytes(6).toString("hex")}`);
+    this.directory = join(tmpdir(), `barlink-${randomName()}`);
     this.#child = spawn("/bin/sh", ["-c", SCRIPT, "barlink-watchdog", this.directory], {
       detached: true,
       cwd: "/",
@@ -88,7 +87,7 @@ export class Watchdog {
     writeFileSync(join(this.directory, PROCESS_LIST), "");
   }
 
-  /** All went well: the watchdog ends, and the folder is removed. */
+  /** All went well: the folder is removed, and the watchdog ends. */
   async dismiss(): Promise<void> {
     const child = this.#child;
     if (child.pid !== undefined && child.exitCode === null) {
@@ -98,8 +97,20 @@ export class Watchdog {
       });
       child.ref();
       child.stdin?.end("done\n");
+      rmSync(this.directory, { recursive: true, force: true });
       await ended;
-    }
-    rmSync(this.directory, { recursive: true, force: true });
+    } else rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+/** Six bytes that nobody can guess. node:crypto would take longer to load than all else here. */
+function randomName(): string {
+  const fd = openSync("/dev/urandom", "r");
+  try {
+    const bytes = Buffer.alloc(6);
+    readSync(fd, bytes);
+    return bytes.toString("hex");
+  } finally {
+    closeSync(fd);
   }
 }

@@ -16,6 +16,7 @@ import {
   readStat,
   readStatus,
   type SpawnOptions,
+  SpawnThread,
   spawnProgram,
   startProgram,
   waitPid,
@@ -219,14 +220,17 @@ describe("a program", () => {
   });
 
   it("can come from a thread that was started ahead, which starts one, or is abandoned", async () => {
-    const starter = new ProgramStarter();
+    const thread = new SpawnThread();
+    const starter = new ProgramStarter(thread);
     // Long enough for it to be up; the order comes before or after that all the same.
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500);
     const spawn = starter.start({ program: "true" });
     const { pid } = spawn.wait();
     expect(() => starter.start({ program: "true" })).toThrow("a starter starts one program");
     expect(ok(waitPid(pid, { block: true }))).toMatchObject({ kind: "exited", status: 0 });
-    await Promise.all([spawn.ended, new ProgramStarter().abandon()]);
+    const unneeded = new SpawnThread();
+    new ProgramStarter(unneeded.handle).abandon();
+    await Promise.all([spawn.ended, unneeded.ended]);
   });
 
   it("leaves the listener to whoever has taken it, also when it cannot start", async () => {

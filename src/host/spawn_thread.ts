@@ -1,0 +1,34 @@
+/**
+ * The thread that will start a program, itself started ahead: it takes some 40 ms to come up, while others do something
+ * else. Nothing here needs the FFI, so that a thread that loads next to nothing can start it for another.
+ */
+import { MessageChannel, type Worker } from "node:worker_threads";
+import { RESULT_WORDS, type SpawnHandle, type SpawnThreadData, WORD } from "./spawn_order.ts";
+import { startWorker } from "./worker.ts";
+
+export class SpawnThread {
+  /** For the `ProgramStarter` that gives the order, here or in another thread. */
+  readonly handle: SpawnHandle;
+  readonly #worker: Worker;
+  readonly #ended: Promise<void>;
+
+  constructor() {
+    const words = new Int32Array(new SharedArrayBuffer(4 * RESULT_WORDS));
+    words[WORD.listener] = -1;
+    words[WORD.pid] = -1;
+    const { port1, port2 } = new MessageChannel();
+    port1.unref();
+    this.handle = { words, port: port1 };
+    const data: SpawnThreadData = { words, port: port2 };
+    this.#worker = startWorker("./spawn_worker.ts", import.meta.url, { workerData: data, transferList: [port2] });
+    this.#ended = new Promise((resolve) => this.#worker.once("exit", () => resolve()));
+    this.#worker.on("error", () => {});
+    this.#worker.unref();
+  }
+
+  /** Resolves when the thread has ended, and the filter has lost that user. Only who asks for it keeps this process alive for it. */
+  get ended(): Promise<void> {
+    this.#worker.ref();
+    return this.#ended;
+  }
+}

@@ -1,0 +1,43 @@
+/**
+ * The two threads of `barlink run` that take time to come up: the one that
+ * supervises, and the one that starts the program. They are started before the
+ * command line is looked at, and keep nobody alive until they are given work.
+ */
+import type { Worker } from "node:worker_threads";
+import { SpawnThread } from "../host/spawn_thread.ts";
+import { startWorker } from "../host/worker.ts";
+import type { RunMessage, RunOrder, RunThreadData } from "./messages.ts";
+
+export type LastMessage = Exclude<RunMessage, { kind: "started" }>;
+
+export class RunThreads {
+  readonly #worker: Worker;
+  readonly #last: Promise<LastMessage>;
+  #started: (pid: number) => void = () => {};
+
+  constructor() {
+    const { handle } = new SpawnThread();
+    const data: RunThreadData = { spawn: handle };
+    this.#worker = startWorker("./run_worker.ts", import.meta.url, { workerData: data, transferList: [handle.port] });
+    this.#last = new Promise((resolve) => {
+      const failed = (why: string): void => resolve({ kind: "refused", status: 70, message: `internal error: ${why}` });
+      this.#worker.on("message", (m: RunMessage) => {
+        if (m.kind === "started") this.#started(m.pid);
+        else resolve(m);
+      });
+      this.#worker.on("error", (e) => failed(e instanceof Error ? (e.stack ?? e.message) : String(e)));
+      this.#worker.once("exit", () => failed("the supervising thread ended"));
+    });
+    this.#worker.stdout?.resume();
+    this.#worker.stderr?.on("data", (d: Uint8Array) => process.stderr.write(d));
+    this.#worker.unref();
+  }
+
+  /** Runs a program to its end; `started` hears of its start. */
+  supervise(order: RunOrder, started: (pid: number) => void): Promise<LastMessage> {
+    this.#started = started;
+    this.#worker.ref();
+    this.#worker.postMessage(order);
+    return this.#last;
+  }
+}
