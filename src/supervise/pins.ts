@@ -13,6 +13,8 @@
  * address spaces and two processes that map the same page of a file get the
  * same physical address, as on Linux. Frames are made in runs and backed by one
  * object a run, the table by 512 pages: a pin of 1 GiB makes no million objects.
+ * A huge page has a run of frames of its own, aligned as it is, of which those
+ * are live that are pinned; such runs are used again, and by huge pages alone.
  *
  * When a page leaves its store while it is pinned (unmapped, replaced), Linux
  * keeps the page for whoever pinned it, apart from what is at that address now.
@@ -59,9 +61,22 @@ export class PinBudget {
   apart = 0;
   /** Most that there may be. */
   limit: number = APART_LIMIT;
+  /** Runs of frames for huge pages that no page has now, by their length. */
+  readonly blocks: Map<number, Pfn[]> = new Map();
   /** Pages lost so far. */
   lost = 0;
   onLost: OnLost | undefined = undefined;
+}
+
+/** The frames of one huge page. */
+interface HugeRun {
+  readonly base: Pfn;
+  /** How many. */
+  readonly unit: number;
+  /** Live ones. */
+  live: number;
+  /** Which huge page of its store it is. */
+  readonly index: number;
 }
 
 export class PinnedPages {
@@ -74,6 +89,10 @@ export class PinnedPages {
   readonly #apart: Map<Pfn, Uint8Array | LostReason> = new Map();
   /** Frames whose loss was told. */
   readonly #told: Set<Pfn> = new Set();
+  /** Huge pages of which something is pinned: page / length → its frames. */
+  readonly #huge: Map<number, HugeRun> = new Map();
+  /** All of them, those included that left the store: frame / 512 → its run. */
+  readonly #hugeByFrame: Map<number, HugeRun> = new Map();
   #live = 0;
   #inTable = 0;
 
@@ -99,8 +118,12 @@ export class PinnedPages {
     return pfn === NONE ? undefined : (pfn as Pfn);
   }
 
-  /** Pins pages [first, first + npages): one pin and one reference each. ENOMEM, and none. */
-  pin(first: number, npages: number): Pfn[] | Errno {
+  /**
+   * Pins pages [first, first + npages): one pin and one reference each. ENOMEM,
+   * and none. `unit`: the store has them in huge pages of so many, each of which
+   * is adjacent frames, naturally aligned.
+   */
+  pin(first: number, npages: number, unit = 1): Pfn[] | Errno {
     const { frames } = this.kernel;
     // What cannot fit is refused before its pages are gone through: a program may ask for terabytes of holes.
     if (frames.total > 0 && npages - this.#inTable > frames.total - frames.live) return ENOMEM;
@@ -115,7 +138,9 @@ export class PinnedPages {
       let end = i + 1;
       while (end < npages && this.at(first + end) === undefined) end++;
       const from = first + i;
-      const made = frames.allocRuns(end - i, (pfn, _n, done) => new Run(this, pfn, from + done));
+      if (unit > 1) end = Math.min(end, i + unit - (from % unit));
+      const made =
+        unit > 1 ? this.#allocHuge(from, end - i, unit) : frames.allocRuns(end - i, (pfn, _n, done) => new Run(this, pfn, from + done));
       if (made instanceof Errno) {
         for (let k = 0; k < i; k++) frames.unpin(out[k] as Pfn);
         return made;
@@ -138,6 +163,10 @@ export class PinnedPages {
    * byte is taken. Returns how many were pinned.
    */
   setApart(first: number, end: number, why: string, lost?: LostReason): number {
+    for (const [index, run] of this.#huge) {
+      // Whatever comes to be at the page's place is another huge page.
+      if (index * run.unit < end && (index + 1) * run.unit > first) this.#huge.delete(index);
+    }
     let n = 0;
     let runFirst = 0;
     let run = 0;
@@ -200,10 +229,42 @@ export class PinnedPages {
     }
     this.#told.delete(pfn);
     if (this.at(page) === pfn) this.#leave(page);
+    if (this.#hugeByFrame.size > 0) this.#putHuge(pfn);
     this.#live--;
     if (this.#live > 0) return;
     bugOn(this.#inTable !== 0, "a store without frames has pages");
     this.store.idle();
+  }
+
+  /** Frames for pages of one huge page, none of which is pinned. */
+  #allocHuge(first: number, npages: number, unit: number): Pfn[] | Errno {
+    const { frames } = this.kernel;
+    const index = Math.floor(first / unit);
+    let run = this.#huge.get(index);
+    if (run === undefined || run.unit !== unit) {
+      const base = this.budget.blocks.get(unit)?.pop() ?? frames.reserve(Math.log2(unit));
+      if (base instanceof Errno) return base;
+      run = { base, unit, live: 0, index };
+      this.#huge.set(index, run);
+      for (let k = 0; k < unit; k += CHUNK) this.#hugeByFrame.set((base + k) / CHUNK, run);
+    }
+    const pfn = (run.base + (first % unit)) as Pfn;
+    frames.allocAt(pfn, npages, new Run(this, pfn, first));
+    run.live += npages;
+    return Array.from({ length: npages }, (_, k) => (pfn + k) as Pfn);
+  }
+
+  /** A frame is free: with the last one of its huge page the run is. */
+  #putHuge(pfn: Pfn): void {
+    const run = this.#hugeByFrame.get(Math.floor(pfn / CHUNK));
+    if (run === undefined) return;
+    run.live--;
+    if (run.live > 0) return;
+    if (this.#huge.get(run.index) === run) this.#huge.delete(run.index);
+    for (let k = 0; k < run.unit; k += CHUNK) this.#hugeByFrame.delete((run.base + k) / CHUNK);
+    const free = this.budget.blocks.get(run.unit);
+    if (free === undefined) this.budget.blocks.set(run.unit, [run.base]);
+    else free.push(run.base);
   }
 
   #take(page: number): Uint8Array | LostReason {

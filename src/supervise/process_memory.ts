@@ -65,7 +65,7 @@ import { O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../uapi/index.ts";
 import { AddressStore } from "./address_store.ts";
 import { devicePage, heldIdOf } from "./device_mappings.ts";
 import type { PinnedPages } from "./pins.ts";
-import type { FileKind, RealFile, RealMemory } from "./real_file.ts";
+import { type FileKind, HUGE_PAGE, type RealFile, type RealMemory } from "./real_file.ts";
 
 /** How the process is reached: `Target` of the supervisor. */
 export interface MemoryTarget {
@@ -79,6 +79,7 @@ export interface MemoryTarget {
 /** No address of a program lies here or above; with five levels of page tables the half of the address space is 2^56. */
 const TASK_END = 1n << 56n;
 const OURS = "/memfd:barlink:";
+const ANON_HUGE = "/anon_hugepage";
 const SHMEM_NAMES = ["/memfd:", "/dev/zero (deleted)", "/SYSV", "/dev/shm/"];
 
 /** Pages of a process's memory, or of a file that it maps shared. */
@@ -86,6 +87,8 @@ interface Part {
   readonly pages: PinnedPages;
   readonly first: number;
   npages: number;
+  /** 4 KiB pages to a page. */
+  readonly unit: number;
   /** A user of the file, to put when all is pinned. */
   readonly file: RealFile | undefined;
 }
@@ -220,20 +223,21 @@ export class ProcessMemory implements UserMemory {
     if (!m.shared || m.inode === 0n) {
       const { pages } = this.#space;
       const last = parts.at(-1);
-      if (last?.pages === pages && last.first + last.npages === vpnOf(at)) last.npages += npages;
-      else parts.push({ pages, first: vpnOf(at), npages, file: undefined });
+      const unit = m.path.startsWith(ANON_HUGE) ? HUGE_PAGE / Number(PAGE_SIZE_N) : 1;
+      if (last?.pages === pages && last.unit === unit && last.first + last.npages === vpnOf(at)) last.npages += npages;
+      else parts.push({ pages, first: vpnOf(at), npages, unit, file: undefined });
       return to;
     }
     const file = this.#fileOf(m);
-    parts.push({ pages: file.pages, first: vpnOf(m.offset + (at - m.start)), npages, file });
+    parts.push({ pages: file.pages, first: vpnOf(m.offset + (at - m.start)), npages, unit: file.unit, file });
     // A device's writes could not be told from the file system's own: refused for long pins.
     return write && file.kind === "disk" ? EFAULT : to;
   }
 
   #pinParts(parts: readonly Part[]): Pfn[] | Errno {
     const out: Pfn[][] = [];
-    for (const { pages, first, npages } of parts) {
-      const pfns = pages.pin(first, npages);
+    for (const { pages, first, npages, unit } of parts) {
+      const pfns = pages.pin(first, npages, unit);
       if (pfns instanceof Errno) {
         for (const done of out) for (const p of done) this.kernel.frames.unpin(p);
         return pfns;
@@ -284,7 +288,7 @@ export class ProcessMemory implements UserMemory {
   }
 
   #kindByName(m: Mapping): FileKind {
-    if (m.path.startsWith("/anon_hugepage")) return "hugetlb";
+    if (m.path.startsWith(ANON_HUGE)) return "hugetlb";
     if (SHMEM_NAMES.some((n) => m.path.startsWith(n))) return "shmem";
     return kindByMount(this.target.tid, m);
   }

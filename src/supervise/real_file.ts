@@ -40,6 +40,8 @@ export type FileKind = "shmem" | "hugetlb" | "disk";
 
 const TMPFS_MAGIC = 0x0102_1994;
 const HUGETLBFS_MAGIC = 0x9584_58f6;
+/** A page of hugetlbfs, where it cannot be asked. */
+export const HUGE_PAGE: number = 2 << 20;
 
 /** A process's memory by address, past its protections: as DMA goes. */
 export interface AddressedMemory {
@@ -132,6 +134,7 @@ export class RealFile implements PageStore, PageSource {
     this.key = key;
     this.kind = kind;
     this.name = name;
+    if (kind === "hugetlb") this.#unit = HUGE_PAGE;
     this.pages = new PinnedPages(shared.kernel, this, shared.budget);
   }
 
@@ -180,6 +183,11 @@ export class RealFile implements PageStore, PageSource {
     if (this.#fd >= 0) closeFd(this.#fd);
     this.#fd = best;
     if (this.kind === "hugetlb") this.#unit = st.blksize;
+  }
+
+  /** 4 KiB pages that one of its pages is. */
+  get unit(): number {
+    return this.#unit / PAGE_SIZE;
   }
 
   /** Bytes; 0 when it cannot be asked. */
@@ -237,7 +245,7 @@ export class RealFile implements PageStore, PageSource {
   pin(start: number, npages: number): Pfn[] | Errno {
     if (npages <= 0 || start < 0 || this.kind === "disk") return EINVAL;
     if ((start + npages) * PAGE_SIZE > this.size) return EINVAL;
-    return this.pages.pin(start, npages);
+    return this.pages.pin(start, npages, this.unit);
   }
 
   read(page: number, offset: number, dst: Uint8Array): LostReason | undefined {

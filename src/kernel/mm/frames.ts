@@ -42,6 +42,9 @@ interface FrameRange {
   readonly index: number;
 }
 
+const BLOCK_ORDER = 9;
+const BLOCK: number = 2 ** BLOCK_ORDER;
+
 /** RAM of a machine that declares none: 4 GiB, from 4 GiB up. */
 const DEFAULT_BASE: PhysAddr = physAddr(0x1_0000_0000n);
 const DEFAULT_LENGTH = 0x1_0000_0000n;
@@ -60,6 +63,8 @@ export class FrameAllocator {
   #fresh = 0;
   /** Indexes of freed frames; the last one goes first. */
   readonly #free: number[] = [];
+  /** Reserved blocks of 512 frames: frame number / 512. */
+  readonly #reserved: Set<number> = new Set();
   #refs: Int32Array = new Int32Array(64);
   #pins: Int32Array = new Int32Array(64);
   readonly #bytes: (Uint8Array | FrameBacking | undefined)[] = [];
@@ -118,7 +123,44 @@ export class FrameAllocator {
     if (order === 0) return this.tryAlloc();
     if (this.#kernel.fault.userPage("frames", order)) return ENOMEM;
     if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
-    const n = 2 ** order;
+    const i = this.#carve(2 ** order);
+    if (i < 0) return ENOMEM;
+    this.#refs.fill(1, i, i + 2 ** order);
+    this.live += 2 ** order;
+    return this.#pfnAt(i);
+  }
+
+  /**
+   * 2^order adjacent frames, naturally aligned, at least 512, for an owner who
+   * hands them out by `allocAt`: nobody else gets them, and they do not come
+   * back. ENOMEM when no run is left that was never used.
+   */
+  reserve(order: number): Pfn | Errno {
+    if (order < BLOCK_ORDER) throw new RangeError(`${2 ** order} frames are too few to be reserved`);
+    if (this.#mustFail()) return ENOMEM;
+    if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
+    const i = this.#carve(2 ** order);
+    if (i < 0) return ENOMEM;
+    const first = this.#pfnAt(i);
+    for (let k = 0; k < 2 ** order; k += BLOCK) this.#reserved.add((first + k) / BLOCK);
+    return first;
+  }
+
+  /** Frames [first, first + npages) of a reserved run, none of them live, get one reference each. */
+  allocAt(first: Pfn, npages: number, backing: FrameBacking): void {
+    const i = this.#indexOf(first);
+    for (let k = 0; k < npages; k++) {
+      if (i < 0 || !this.#reserved.has(Math.floor((first + k) / BLOCK)) || (this.#refs[i + k] as number) !== 0) {
+        throw new KernelBug(`frame ${hex(first + k)} is not a free one of a reserved run`);
+      }
+      this.#bytes[i + k] = backing;
+    }
+    this.#refs.fill(1, i, i + npages);
+    this.live += npages;
+  }
+
+  /** Index of `n` adjacent frames, naturally aligned, that were never used; -1. What is passed over becomes free. */
+  #carve(n: number): number {
     for (const r of this.#ranges) {
       const from = Math.max(r.index, this.#fresh);
       const first = r.first + (from - r.index);
@@ -128,11 +170,9 @@ export class FrameAllocator {
       for (let skipped = this.#fresh; skipped < i; skipped++) this.#free.push(skipped);
       this.#fresh = i + n;
       this.#grow(this.#fresh);
-      this.#refs.fill(1, i, i + n);
-      this.live += n;
-      return aligned as Pfn;
+      return i;
     }
-    return ENOMEM;
+    return -1;
   }
 
   /**
@@ -187,7 +227,7 @@ export class FrameAllocator {
     const b = this.#bytes[i];
     this.#bytes[i] = undefined;
     this.live--;
-    this.#free.push(i);
+    if (this.#reserved.size === 0 || !this.#reserved.has(Math.floor(pfn / BLOCK))) this.#free.push(i);
     if (b !== undefined && !(b instanceof Uint8Array)) b.release?.(pfn);
   }
 
