@@ -27,6 +27,8 @@ export interface ProcessStatus {
   readonly threads: number;
   /** Effective capabilities, a bit each. */
   readonly capEff: bigint;
+  /** Capabilities that it can ever have. */
+  readonly capBnd: bigint;
   /** Signals that are blocked, ignored, caught; bit n - 1 is signal n. */
   readonly sigBlk: bigint;
   readonly sigIgn: bigint;
@@ -65,6 +67,7 @@ export function parseStatus(text: string): ProcessStatus {
     groups: ids(row.get("Groups")),
     threads: Number(row.get("Threads") ?? 0),
     capEff: mask(row.get("CapEff")),
+    capBnd: mask(row.get("CapBnd")),
     sigBlk: mask(row.get("SigBlk")),
     sigIgn: mask(row.get("SigIgn")),
     sigCgt: mask(row.get("SigCgt")),

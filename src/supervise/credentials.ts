@@ -9,6 +9,10 @@
  *   a container without privileges is nobody to it.
  * - RLIMIT_NOFILE, RLIMIT_MEMLOCK: the soft limits, by prlimit.
  *
+ * With `rootHolds` user 0 also has the capabilities that this host keeps from
+ * every root (a container's bounding set): the kernel's selftests need
+ * CAP_SYS_RESOURCE, and what it allows concerns the embedded kernel alone.
+ *
  * Reading costs some 30 µs, and most calls never ask: it is done once a call,
  * at the first question (`begin` forgets the answers). What a process that is
  * gone was last is what it stays.
@@ -40,16 +44,19 @@ export interface CredentialTarget {
 export class TargetCredentials implements Credentials, Rlimits {
   readonly #kernel: Kernel;
   readonly #target: CredentialTarget;
+  readonly #rootHolds: bigint;
   #fresh = false;
   #uid = 0;
   #user: UserStruct;
-  #capabilities: Set<string> = new Set();
+  #capabilities: Set<string> = named(0n);
   #nofile = 1024;
   #memlock = 0n;
 
-  constructor(kernel: Kernel, target: CredentialTarget) {
+  /** `rootHolds`: a bit for each capability that user 0 has in any case. */
+  constructor(kernel: Kernel, target: CredentialTarget, rootHolds = 0n) {
     this.#kernel = kernel;
     this.#target = target;
+    this.#rootHolds = rootHolds;
     this.#user = kernel.fs.user(0);
     this.#read();
     this.#fresh = false;
@@ -100,7 +107,8 @@ export class TargetCredentials implements Credentials, Rlimits {
     const [real, effective] = status.uids;
     this.#uid = effective;
     this.#user = this.#kernel.fs.user(real);
-    this.#capabilities = new Set(inFirstNamespace(tid) ? CAPABILITIES.filter((_, bit) => (status.capEff >> BigInt(bit)) & 1n) : []);
+    const held = inFirstNamespace(tid) ? status.capEff : 0n;
+    this.#capabilities = named(effective === 0 ? held | this.#rootHolds : held);
   }
 }
 
@@ -118,6 +126,25 @@ export function track(process: Tracked, live: TargetCredentials): void {
   for (const key of ["nofile", "memlock"] as const) {
     Object.defineProperty(process.rlimits, key, { get: () => live[key], enumerable: true, configurable: true });
   }
+}
+
+/** What this host keeps from every root: a bit for each capability that is not in our bounding set. */
+export function withheldFromRoot(): bigint {
+  const bounding = readStatus(process.pid)?.capBnd;
+  return bounding === undefined ? 0n : ALL & ~bounding;
+}
+
+const ALL: bigint = (1n << BigInt(CAPABILITIES.length)) - 1n;
+/** Few different sets ever occur. Nobody changes one. */
+const sets: Map<bigint, Set<string>> = new Map();
+
+function named(mask: bigint): Set<string> {
+  let set = sets.get(mask);
+  if (set === undefined) {
+    set = new Set(CAPABILITIES.filter((_, bit) => (mask >> BigInt(bit)) & 1n));
+    sets.set(mask, set);
+  }
+  return set;
 }
 
 function inFirstNamespace(tid: number): boolean {

@@ -1,7 +1,7 @@
 /** What the supervisor knows of memory, foreign descriptors and credentials: its hooks, and the calls that take pages away. */
 import { totalmem } from "node:os";
 import { PAGE_MASK_N, physAddr } from "../lib/addr.ts";
-import { TargetCredentials, track } from "./credentials.ts";
+import { TargetCredentials, track, withheldFromRoot } from "./credentials.ts";
 import { ForeignFiles } from "./foreign_files.ts";
 import { registerMemoryCalls } from "./memory_calls.ts";
 import { ProcessMemory } from "./process_memory.ts";
@@ -28,6 +28,7 @@ export function registerMemory(supervisor: Supervisor): RealMemory {
   shared.heldFile = (id) => supervisor.files.byId(id);
   const foreign = new ForeignFiles(shared, (fd, callback) => supervisor.onReadable(fd, callback));
   const credentials = new WeakMap<SupervisedProcess, TargetCredentials>();
+  const rootHolds = supervisor.options.selftest ? withheldFromRoot() : 0n;
   hooks.memory = (_s, target) => new ProcessMemory(shared, target);
   hooks.foreign = (_s, process, tid, fd, link) => foreign.open(process.target.pid, tid, fd, link);
   hooks.credentials = (_s, process) => {
@@ -37,7 +38,7 @@ export function registerMemory(supervisor: Supervisor): RealMemory {
       live.begin();
       return;
     }
-    const made = new TargetCredentials(supervisor.kernel, process.target);
+    const made = new TargetCredentials(supervisor.kernel, process.target, rootHolds);
     credentials.set(process, made);
     track(process, made);
   };

@@ -320,7 +320,7 @@ describe("/proc", () => {
     expect(parseMapping("00400000-00401000 ---p 00000000 00:00 0 ")).toMatchObject({ path: "", readable: false, shared: false });
     expect(parseMapping("")).toBeUndefined();
     const status = parseStatus(
-      "Name:\ta:b\nState:\tS (sleeping)\nTgid:\t5\nUid:\t1\t2\t3\t4\nGroups:\t4 24 \nCapEff:\t000001ffffffffff\nVmRSS:\t  1234 kB\n",
+      "Name:\ta:b\nState:\tS (sleeping)\nTgid:\t5\nUid:\t1\t2\t3\t4\nGroups:\t4 24 \nCapEff:\t000001ffffffffff\nCapBnd:\t000001fffeffffff\nVmRSS:\t  1234 kB\n",
     );
     expect(status).toMatchObject({
       name: "a:b",
@@ -329,6 +329,7 @@ describe("/proc", () => {
       uids: [1, 2, 3, 4],
       groups: [4, 24],
       capEff: 0x1ff_ffff_ffffn,
+      capBnd: 0x1ff_feff_ffffn,
       vmRss: 1234,
     });
   });

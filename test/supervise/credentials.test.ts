@@ -1,10 +1,11 @@
 import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { Process } from "../../src/kernel/fs/process.ts";
 import { Kernel } from "../../src/kernel/kernel.ts";
 import { charge, defaultAccountMode } from "../../src/kernel/mm/account.ts";
 import { ENOMEM } from "../../src/lib/errno.ts";
-import { CAPABILITIES, TargetCredentials, track } from "../../src/supervise/credentials.ts";
+import { CAPABILITIES, TargetCredentials, track, withheldFromRoot } from "../../src/supervise/credentials.ts";
 import { Peer } from "./peer.ts";
 
 let kernel: Kernel;
@@ -87,6 +88,25 @@ describe("capabilities", () => {
     const status = await peer.ask<string>("[l for l in open('/proc/self/status') if l.startswith('CapEff')][0].split()[1]");
     const bits = BigInt(`0x${status}`);
     for (const [bit, name] of CAPABILITIES.entries()) expect(p.capable(name)).toBe(((bits >> BigInt(bit)) & 1n) === 1n);
+  });
+
+  it.skipIf(!root)("that are granted to root are user 0's, beside its own, and no other's", async () => {
+    const served = kernel.fs.createProcess();
+    const sysResource = 1n << BigInt(CAPABILITIES.indexOf("CAP_SYS_RESOURCE"));
+    const live = new TargetCredentials(kernel, peer.target, sysResource);
+    track(served, live);
+    expect(served.capable("CAP_SYS_RESOURCE")).toBe(true);
+    expect(served.capable("CAP_IPC_LOCK")).toBe(true);
+    await peer.ask("os.setresuid(1001, 1001, 0)");
+    live.begin();
+    expect(served.creds.capabilities.size).toBe(0);
+  });
+
+  it("withheld from root are those outside of this process's bounding set", () => {
+    const bounding = BigInt(`0x${/^CapBnd:\t(\S+)$/m.exec(readFileSync("/proc/self/status", "latin1"))?.[1]}`);
+    const withheld = withheldFromRoot();
+    for (const bit of CAPABILITIES.keys()) expect((withheld >> BigInt(bit)) & 1n).toBe(1n - ((bounding >> BigInt(bit)) & 1n));
+    expect(withheld >> BigInt(CAPABILITIES.length)).toBe(0n);
   });
 
   it("of a user namespace of its own are nobody's here", async (t) => {

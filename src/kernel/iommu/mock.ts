@@ -97,15 +97,16 @@ export class MockDomain extends IommuDomain {
     const geometry: IommuGeometry = huge
       ? { apertureStart: 0n, apertureEnd: (1n << BigInt(WIDTH)) - 1n }
       : { apertureStart: MOCK_APERTURE_START, apertureEnd: MOCK_APERTURE_LAST };
+    // Tests of huge pages map nothing else, but a domain must take the CPU's pages to be of use at all.
+    const options = huge ? { vasz: WIDTH, pgsizes: BigInt(MOCK_HUGE_PAGE_SIZE) | PAGE_SIZE } : { vasz: WIDTH };
     super({
       kernel,
       type: "unmanaged",
       owner: mockOps,
       id: kernel.iommu.getDomainId(),
-      // Tests of huge pages map nothing else, but a domain must take the CPU's pages to be of use at all.
-      pgsizeBitmap: huge ? BigInt(MOCK_HUGE_PAGE_SIZE) | PAGE_SIZE : new PageTable(amdv1Mock, { vasz: WIDTH }).pgsizeBitmap,
+      pgsizeBitmap: new PageTable(amdv1Mock, options).pgsizeBitmap,
       geometry,
-      table: (domain) => new PageTable(amdv1Mock, { vasz: WIDTH, iotlbSync: (gather) => domain.flushGather(gather) }),
+      table: (domain) => new PageTable(amdv1Mock, { ...options, iotlbSync: (gather) => domain.flushGather(gather) }),
     });
     this.dirtyOps = dirty ? pageTableDirtyOps(this) : undefined;
   }

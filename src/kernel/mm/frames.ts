@@ -137,7 +137,7 @@ export class FrameAllocator {
    */
   reserve(order: number): Pfn | Errno {
     if (order < BLOCK_ORDER) throw new RangeError(`${2 ** order} frames are too few to be reserved`);
-    if (this.#mustFail()) return ENOMEM;
+    if (this.#kernel.fault.userPage("frames", order)) return ENOMEM;
     if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
     const i = this.#carve(2 ** order);
     if (i < 0) return ENOMEM;

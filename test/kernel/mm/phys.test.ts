@@ -226,6 +226,30 @@ describe("frames", () => {
     expect(k.frames.live).toBe(0);
   });
 
+  it("of a reserved run are their owner's alone, and may be live in part", () => {
+    k.phys.addRam(physAddr(0x1000n), 0x60_0000n);
+    const released: Pfn[] = [];
+    const backing: FrameBacking = { read: () => true, write: () => true, release: (pfn) => released.push(pfn) };
+    const run = ok(k.frames.reserve(9));
+    expect(run % 512).toBe(0);
+    expect(k.frames.live).toBe(0);
+    k.frames.allocAt((run + 3) as Pfn, 2, backing);
+    expect([2, 3, 4, 5].map((i) => k.frames.refs((run + i) as Pfn))).toEqual([0, 1, 1, 0]);
+    expect(() => k.frames.allocAt((run + 4) as Pfn, 1, backing)).toThrow(/not a free one/);
+    for (const i of [3, 4]) k.frames.put((run + i) as Pfn);
+    expect(released).toEqual([run + 3, run + 4]);
+    const others = Array.from({ length: 0x600 - 512 }, () => ok(k.frames.tryAlloc()));
+    expect(others.some((p) => p >= run && p < run + 512)).toBe(false);
+    expect(k.frames.tryAlloc()).toBe(ENOMEM);
+    expect(k.frames.reserve(9)).toBe(ENOMEM);
+    expect(() => k.frames.allocAt(others[0] as Pfn, 1, backing)).toThrow(/not a free one/);
+    expect(() => k.frames.reserve(8)).toThrow(RangeError);
+    for (const p of others) k.frames.put(p);
+    k.frames.allocAt(run, 512, backing);
+    for (let i = 0; i < 512; i++) k.frames.put((run + i) as Pfn);
+    expect(k.frames.live).toBe(0);
+  });
+
   it("run out", () => {
     k.phys.addRam(physAddr(0x10_0000n), 0x2000n);
     const [a, b] = [k.frames.alloc(), k.frames.alloc()];
