@@ -100,7 +100,7 @@ export class SelftestRig extends IommufdRig {
       this.detach(idev);
       this.unbind(idev);
     }
-    this.run(this.process.exit());
+    if (!this.process.exited) this.run(this.process.exit());
     this.kernel.sched.settle();
     expect(this.leaks()).toEqual({});
     expect(this.kernel.frames.pinned).toBe(0);
