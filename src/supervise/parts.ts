@@ -2,6 +2,7 @@
 import { writeSync } from "node:fs";
 import { registerCoreCalls } from "./core_calls.ts";
 import { registerDeviceFiles } from "./device_files.ts";
+import { registerFailNth } from "./fail_nth.ts";
 import { registerMemory } from "./memory.ts";
 import type { RunOrder } from "./messages.ts";
 import { registerProcFiles } from "./proc_files.ts";
@@ -14,6 +15,7 @@ export function registerAll(core: Core, order: Pick<RunOrder, "strace" | "traceF
   registerMemory(core);
   registerDeviceFiles(core);
   registerProcFiles(core);
+  if (core.options.selftest) registerFailNth(core);
   registerTree(core);
   registerCoreCalls(core);
   if (order.strace) core.observe(new StraceWriter((line) => writeSync(2, `${line}\n`)));

@@ -20,7 +20,7 @@ export const AT_FDCWD = -100;
  * mount, a descriptor's link, or our folder. What gets by is a symbolic link
  * from outside that was there before the program ran, under another name.
  */
-const SUSPECT = /pci|vfio|iommu|udmabuf|dma_heap|\/fd\/|dev\/char|barlink-[0-9a-f]{12}/;
+const SUSPECT = /pci|vfio|iommu|udmabuf|dma_heap|\/fd\/|dev\/char|kernel\/+debug|barlink-[0-9a-f]{12}/;
 
 /** A directory whose listing is the machine's and ours. */
 const MERGED = /^\/+(?:dev|sys\/+(?:bus|class(?:\/+misc)?|devices(?:\/+virtual(?:\/+misc)?)?|kernel|module|dev\/+char))(?:\/+\.?)*$/;
@@ -46,7 +46,7 @@ export class TreeContext {
 
   constructor(supervisor: Supervisor) {
     this.supervisor = supervisor;
-    this.tree = new Tree(supervisor.kernel);
+    this.tree = new Tree(supervisor.kernel, supervisor.options.selftest);
   }
 
   /** Made on first use: most programs need a few files of it, and some none. */

@@ -3,7 +3,7 @@
  *
  * Source: fs/namei.c (path_openat), fs/kernfs/file.c.
  */
-import { EACCES, EAGAIN, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
+import { EACCES, EAGAIN, EEXIST, EFAULT, EINVAL, EISDIR, ELOOP, ENOENT, ENOMEM, ENOTDIR, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import * as O from "../../uapi/fcntl.ts";
 import * as sys from "../numbers.ts";
@@ -70,6 +70,9 @@ function* open(context: TreeContext, call: TrappedCall, r: OpenRequest | undefin
       return fd instanceof Errno ? answer(fd) : give(fd, flags);
     }
     case "node":
+      // The path is copied in first, for which there must be room.
+      if (context.supervisor.kernel.fault.slab("name")) return answer(ENOMEM);
+      if (context.supervisor.kernel.fault.userCopy()) return answer(EFAULT);
       return yield* openNode(context, call, found.node, flags, exclusive);
   }
 }

@@ -6,11 +6,13 @@
  *
  * `MOUNTS` are the places at which the tree covers what the machine has:
  * at and below one of them, a path is ours, whether or not there is anything;
- * everywhere else the machine's own files show.
+ * everywhere else the machine's own files show. A kernel that is built for its
+ * own tests also has a debugfs.
  */
 import type { Kernel } from "../../kernel/kernel.ts";
 import { type DirNode, type Node, parentOf, TreeBuilder } from "./node.ts";
 import { renderDevices, renderModules } from "./render_class.ts";
+import { DEBUGFS, renderDebugfs } from "./render_debugfs.ts";
 import { renderGroups } from "./render_groups.ts";
 import { renderPci } from "./render_pci.ts";
 import { newTreeState, type TreeState } from "./state.ts";
@@ -46,30 +48,46 @@ const MOUNTS: readonly string[] = [
 /** /sys/dev/char is the machine's; only the numbers of our nodes are ours. */
 const BY_NUMBER = "/sys/dev/char/";
 
-const mounts: ReadonlySet<string> = new Set(MOUNTS);
-/** Directories on the way to a mount, the mounts themselves not among them. */
-const above: ReadonlySet<string> = new Set(
-  [...MOUNTS, `${BY_NUMBER}0:0`].flatMap((m) => {
-    const out: string[] = [];
-    for (let d = parentOf(m); ; d = parentOf(d)) {
-      out.push(d);
-      if (d === "/") return out;
-    }
-  }),
-);
+/** Where one tree covers the machine's. */
+class Places {
+  readonly mounts: ReadonlySet<string>;
+  /** Directories on the way to a mount, the mounts themselves not among them. */
+  readonly above: ReadonlySet<string>;
+  /** Directories of the machine's that hold one of our mounts: their listing is both. */
+  readonly merged: ReadonlySet<string>;
 
-/** Directories of the machine's that hold one of our mounts: their listing is both. */
-const merged: ReadonlySet<string> = new Set([...MOUNTS.map(parentOf), BY_NUMBER.slice(0, -1)].filter((d) => !mounts.has(d)));
+  constructor(mounts: readonly string[]) {
+    const own = new Set(mounts);
+    this.mounts = own;
+    this.above = new Set(
+      [...mounts, `${BY_NUMBER}0:0`].flatMap((m) => {
+        const out: string[] = [];
+        for (let d = parentOf(m); ; d = parentOf(d)) {
+          out.push(d);
+          if (d === "/") return out;
+        }
+      }),
+    );
+    this.merged = new Set([...mounts.map(parentOf), BY_NUMBER.slice(0, -1)].filter((d) => !own.has(d)));
+  }
+}
+
+const PLACES = new Places(MOUNTS);
 
 export class Tree {
   readonly kernel: Kernel;
   readonly state: TreeState = newTreeState();
+  readonly #debugfs: boolean;
+  readonly #places: Places;
   #root: DirNode | undefined = undefined;
   #numbers: ReadonlyMap<string, Node> = new Map();
   #seen = "";
 
-  constructor(kernel: Kernel) {
+  /** `debugfs`: a kernel for its own tests, whose debugfs is this tree's too. */
+  constructor(kernel: Kernel, debugfs = false) {
     this.kernel = kernel;
+    this.#debugfs = debugfs;
+    this.#places = debugfs ? new Places([...MOUNTS, DEBUGFS]) : PLACES;
   }
 
   /** Counts up whenever the kernel is not what it was when the tree was rendered last. */
@@ -87,6 +105,7 @@ export class Tree {
       renderGroups(t, this.kernel, this.state);
       renderDevices(t, this.kernel);
       renderModules(t, this.kernel, this.state);
+      if (this.#debugfs) renderDebugfs(t, this.kernel);
       for (const m of MOUNTS) if (m === "/dev/vfio" || m === "/dev/dma_heap") t.dir(m);
       this.#root = t.root;
       this.#numbers = t.dir("/sys/dev/char").children;
@@ -112,18 +131,18 @@ export class Tree {
 
   /** Where the tree begins: a mount, or a number in /sys/dev/char that is one of ours. */
   isMount(path: string): boolean {
-    if (mounts.has(path)) return true;
+    if (this.#places.mounts.has(path)) return true;
     if (!path.startsWith(BY_NUMBER)) return false;
     return this.current !== undefined && this.#numbers.has(path.slice(BY_NUMBER.length));
   }
 
   /** A directory of the machine's in which something of ours is. */
   isMerged(path: string): boolean {
-    return merged.has(path);
+    return this.#places.merged.has(path);
   }
 
   /** A directory of the machine's on the way to ours: it is a directory, whatever else the machine says. */
   isAbove(path: string): boolean {
-    return above.has(path);
+    return this.#places.above.has(path);
   }
 }

@@ -8,7 +8,7 @@
  */
 import { writeSync } from "node:fs";
 import { closeFd, pidfdGetFd } from "../../host/index.ts";
-import { EFAULT, EINVAL, ENODEV, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, ENODEV, ENOMEM, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import * as O from "../../uapi/fcntl.ts";
 import * as sys from "../numbers.ts";
@@ -80,7 +80,9 @@ function* write(
   // Opened to be read only, or a negative offset: the real kernel says so.
   if (state === undefined || (state.flags & O.O_ACCMODE) === O.O_RDONLY || (at !== undefined && at < 0n)) return undefined;
   if (known.node?.kind !== "file" || known.node.store === undefined) return answer(ENODEV);
-  const data = gather(call, pieces);
+  const { fault } = context.supervisor.kernel;
+  if (fault.slab("buffer", PAGE)) return answer(ENOMEM);
+  const data = fault.userCopy() ? EFAULT : gather(call, pieces);
   if (data instanceof Errno) return answer(data);
   if (!call.valid()) return undefined;
   if (data.length === 0) return answer(0);
