@@ -325,7 +325,7 @@ function* rwPages(pages: IoptPages, startByte: bigint, data: Uint8Array, flags: 
   if (pages.type === "user" && (own || (flags & IOMMUFD_ACCESS_RW_KTHREAD) !== 0) && mm.getNotZero()) {
     // As a copy to or from user memory would: not through the pinned frames.
     const addr = pages.baseByte + startByte;
-    const left = write ? mm.memory.write(addr, data) : mm.memory.read(addr, data);
+    const left = kernel.fault.userCopy() ? data.length : write ? mm.memory.write(addr, data) : mm.memory.read(addr, data);
     mm.put();
     return left > 0 ? EFAULT : undefined;
   }
@@ -336,10 +336,14 @@ function* rwPages(pages: IoptPages, startByte: bigint, data: Uint8Array, flags: 
 function* rwFrames(pages: IoptPages, startByte: bigint, data: Uint8Array, write: boolean): Step<Errno | undefined> {
   const first = Number(startByte / PAGE_SIZE_N);
   const last = Number((startByte + BigInt(data.length) - 1n) / PAGE_SIZE_N);
-  const { frames } = pages.kernel;
+  const { frames, fault } = pages.kernel;
+  // A single page of a process needs no list of them.
+  const single = first === last && pages.type === "user" && pages.source.mm.alive;
+  if (single && fault.iommufd("page")) return EINVAL;
   yield* pages.mutex.lock();
   try {
-    const e = yield* pages.pin(first, last);
+    let e = single ? undefined : pages.temporary("batch");
+    e ??= yield* pages.pin(first, last, single);
     if (e === undefined) {
       let offset = Number(startByte & PAGE_MASK_N);
       let at = 0;

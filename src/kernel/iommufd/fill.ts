@@ -14,7 +14,7 @@
  * (drivers/iommu/iommufd/pages.c), spec section 4.3.
  */
 import { PAGE_SIZE_N } from "../../lib/addr.ts";
-import type { Errno } from "../../lib/errno.ts";
+import { ENOMEM, type Errno } from "../../lib/errno.ts";
 import { bugOn } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import type { IoptArea } from "./area.ts";
@@ -74,12 +74,21 @@ export function unmapArea(area: IoptArea, pages: IoptPages, domain: IoptDomain):
   if (!pages.revoked) unmapNofail(domain, area.start, area.length);
 }
 
+/** What must be had before anything is done: an entry of the tracker for each domain, and a batch for the walk. ENOMEM. */
+function prepare(pages: IoptPages, domains: number): Errno | undefined {
+  const { fault } = pages.kernel;
+  if (pages.dmabufOrNone !== undefined) for (let i = 0; i < domains; i++) if (fault.slab("iopt_pages_dmabuf_track")) return ENOMEM;
+  return pages.revoked ? undefined : pages.temporary("batch");
+}
+
 /** Puts a new area, not yet visible, into every domain. */
 export function* fillDomains(target: FillTarget, area: IoptArea, pages: IoptPages): Step<Errno | undefined> {
   const [storage] = target.domains;
   if (storage === undefined) return undefined;
   yield* pages.mutex.lock();
   try {
+    const short = prepare(pages, target.domains.length);
+    if (short !== undefined) return short;
     const dmabuf = pages.dmabufOrNone;
     if (dmabuf === undefined) {
       const e = yield* pages.pin(area.index, area.lastIndex);
@@ -132,6 +141,8 @@ export function* unfillDomains(target: FillTarget, area: IoptArea, pages: IoptPa
 export function* fillDomain(small: boolean, area: IoptArea, pages: IoptPages, domain: IoptDomain): Step<Errno | undefined> {
   yield* pages.mutex.lock();
   try {
+    const short = prepare(pages, 1);
+    if (short !== undefined) return short;
     const dmabuf = pages.dmabufOrNone;
     if (dmabuf === undefined || !dmabuf.revoked) {
       let e = dmabuf === undefined ? yield* pages.pin(area.index, area.lastIndex) : undefined;

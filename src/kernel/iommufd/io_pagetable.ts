@@ -17,7 +17,7 @@
  * Source: drivers/iommu/iommufd/io_pagetable.c, spec sections 4, 5 and 8.
  */
 import { maxN, PAGE_SIZE_N, U64_MAX } from "../../lib/addr.ts";
-import { EADDRINUSE, EBUSY, EDEADLOCK, EEXIST, EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW, EPERM, Errno } from "../../lib/errno.ts";
+import { EADDRINUSE, EBUSY, EDEADLOCK, EEXIST, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, EPERM, Errno } from "../../lib/errno.ts";
 import { IntervalTree, ItreeNode } from "../../lib/interval_tree.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
@@ -143,6 +143,7 @@ export class IoPagetable implements FillTarget, IovaSpace {
     yield* this.iovaSem.downWrite();
     try {
       const [first] = slices;
+      for (let i = 0; i < slices.length; i++) if (this.kernel.fault.slab("iopt_area")) return ENOMEM;
       if (first === undefined || length === 0n || (length & (this.iovaAlignment - 1n)) !== 0n) return EINVAL;
       const found =
         at === undefined ? allocIova(this, first.startByte + first.pages.baseByte, length) : (this.#checkIova(at, length) ?? at);
@@ -294,7 +295,7 @@ export class IoPagetable implements FillTarget, IovaSpace {
 
   /**
    * The slices behind [iova, iova + length), each with a reference on its pages.
-   * ENOENT when the areas do not cover it without a gap.
+   * ENOENT when the areas do not cover it without a gap; ENOMEM.
    */
   *getPages(iova: bigint, length: bigint): Step<PagesSlice[] | Errno> {
     if (length === 0n) return EINVAL;
@@ -302,8 +303,10 @@ export class IoPagetable implements FillTarget, IovaSpace {
     if (last > U64_MAX) return EOVERFLOW;
     yield* this.iovaSem.downRead();
     const { parts, whole } = this.contiguous(iova, last);
-    if (whole) for (const p of parts) p.pages.get();
+    const full = parts.some(() => this.kernel.fault.slab("iopt_pages_list"));
+    if (whole && !full) for (const p of parts) p.pages.get();
     this.iovaSem.upRead();
+    if (full) return ENOMEM;
     if (!whole) return ENOENT;
     return parts.map((p) => ({ pages: p.pages, startByte: p.area.startByteAt(p.first), length: p.last - p.first + 1n }));
   }
@@ -325,10 +328,11 @@ export class IoPagetable implements FillTarget, IovaSpace {
 
   // ----- reserved and allowed
 
-  /** The IOVA cannot be mapped from now on. EADDRINUSE when it is mapped or promised. iovaSem held for writing. */
+  /** The IOVA cannot be mapped from now on. EADDRINUSE when it is mapped or promised; ENOMEM. iovaSem held for writing. */
   reserve(start: bigint, last: bigint, owner: unknown): Errno | undefined {
     this.iovaSem.assertHeldWrite();
     if (this.areas.first(start, last) !== undefined || this.allowed.first(start, last) !== undefined) return EADDRINUSE;
+    if (this.kernel.fault.slab("iopt_reserved")) return ENOMEM;
     this.reserved.insert(new Range(start, last, owner));
     return undefined;
   }
@@ -348,8 +352,9 @@ export class IoPagetable implements FillTarget, IovaSpace {
     this.iovaSem.upWrite();
   }
 
-  /** Reserves what a device cannot have mapped, in its name: all of it, or nothing and EADDRINUSE. */
+  /** Reserves what a device cannot have mapped, in its name: all of it, or nothing and EADDRINUSE or ENOMEM. */
   *enforceReservedRegions(owner: object, regions: readonly ReservedByDevice[]): Step<Errno | undefined> {
+    if (this.kernel.fault.iommufd("reserved regions")) return EINVAL;
     yield* this.iovaSem.downWrite();
     try {
       for (const r of regions) {
@@ -392,7 +397,7 @@ export class IoPagetable implements FillTarget, IovaSpace {
 
   /**
    * Fills a domain with every area and keeps it so. EINVAL: it cannot map single
-   * pages. EADDRINUSE: an area is unaligned or outside of what it translates.
+   * pages. EADDRINUSE: an area is unaligned or outside of what it translates. ENOMEM.
    */
   addDomain(domain: IoptDomain): Step<Errno | undefined> {
     return this.#exclusively(this.#addDomain(domain));
@@ -410,6 +415,7 @@ export class IoPagetable implements FillTarget, IovaSpace {
     const { apertureStart, apertureEnd } = domain.geometry;
     let e = apertureStart === 0n ? undefined : this.reserve(0n, apertureStart - 1n, domain);
     if (e === undefined && apertureEnd !== U64_MAX) e = this.reserve(apertureEnd + 1n, U64_MAX, domain);
+    if (e === undefined && this.kernel.fault.slab("entry of domains")) e = ENOMEM;
     e ??= yield* this.#fillNewDomain(domain);
     if (e !== undefined) {
       this.#unreserve(domain);
@@ -470,12 +476,13 @@ export class IoPagetable implements FillTarget, IovaSpace {
 
   // ----- accesses
 
-  /** Takes an in-kernel user in; its id, or EADDRINUSE when the areas are not aligned enough for it. */
+  /** Takes an in-kernel user in; its id, or EADDRINUSE when the areas are not aligned enough for it; ENOMEM. */
   addAccess(access: IoptAccess): Step<number | Errno> {
     return this.#exclusively(this.#addAccess(access));
   }
 
   *#addAccess(access: IoptAccess): Step<number | Errno> {
+    if (this.kernel.fault.slab("entry of accesses")) return ENOMEM;
     let id = this.accesses.indexOf(undefined);
     if (id < 0) id = this.accesses.length;
     this.accesses[id] = access;
@@ -539,6 +546,8 @@ export class IoPagetable implements FillTarget, IovaSpace {
     const next = last + 1n;
     const mask = this.iovaAlignment - 1n;
     if ((next & mask) !== 0n || (area.startByteAt(next) & mask) !== 0n) return EINVAL;
+    const { fault } = this.kernel;
+    if (fault.slab("iopt_area") || fault.slab("iopt_area")) return ENOMEM;
     yield* pages.mutex.lock();
     try {
       if (area.numAccesses > 0) return EINVAL;

@@ -6,7 +6,7 @@
  * table's. Source: drivers/iommu/iommufd/ioas.c, spec sections 4 and 5.
  */
 import { U64_MAX } from "../../lib/addr.ts";
-import { EFAULT, EINVAL, EMSGSIZE, ENOENT, EOPNOTSUPP, EOVERFLOW, EPERM, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, EMSGSIZE, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW, EPERM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
@@ -120,6 +120,7 @@ export function* ioasAllowIovas(ucmd: Ucmd, cmd: ViewOf<typeof IommuIoasAllowIov
       if (copyFromUser(ctx.kernel, range.bytes, cmd.allowed_iovas + BigInt(i * IommuIovaRange.size)) > 0) return EFAULT;
       const { start, last } = range;
       if (start >= last || ranges.some((r) => r.start <= last && start <= r.last)) return EINVAL;
+      if (ctx.kernel.fault.slab("iopt_allowed")) return ENOMEM;
       ranges.push({ start, last });
     }
     return yield* ioas.iopt.setAllowed(ranges);

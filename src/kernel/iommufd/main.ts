@@ -11,7 +11,7 @@
  *
  * Source: drivers/iommu/iommufd/main.c.
  */
-import { E2BIG, EFAULT, EINVAL, ENOTTY, Errno } from "../../lib/errno.ts";
+import { E2BIG, EFAULT, EINVAL, ENOMEM, ENOTTY, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
   IOMMU_DESTROY,
@@ -194,7 +194,8 @@ export function iommufdInit(kernel: Kernel): void {
     minor: 127,
     mode: 0o660,
     ops: fileOps,
-    *open(file: File): Step<undefined> {
+    *open(file: File): Step<Errno | undefined> {
+      if (kernel.fault.slab("iommufd_ctx")) return ENOMEM;
       const ctx = new IommufdCtx(kernel, file, m.nextSerial++);
       m.contexts.add(ctx);
       file.privateData = ctx;

@@ -167,7 +167,7 @@ export function* abortObject(ctx: IommufdCtx, obj: IommufdObject): Step<void> {
 
 /** The object of that id and class with a reference for this call; ENOENT for a missing, dying or different one. */
 export function getObject<T extends IommufdObject>(ctx: IommufdCtx, id: number, cls: abstract new (...args: never[]) => T): T | Errno {
-  const obj = ctx.objects.load(id);
+  const obj = ctx.kernel.fault.iommufd("object") ? undefined : ctx.objects.load(id);
   if (obj === undefined || !(obj instanceof cls) || !lockObject(obj)) return ENOENT;
   return obj;
 }

@@ -9,7 +9,7 @@ import {
   IommuOption,
 } from "../../uapi/iommufd.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
-import { putUserU64 } from "../mm/user_memory.ts";
+import { copyToUser } from "../mm/user_memory.ts";
 import type { IommufdCtx } from "./ctx.ts";
 import { IommufdIoas } from "./ioas.ts";
 import { getObject, putObject } from "./object.ts";
@@ -24,7 +24,8 @@ export function* option(ucmd: Ucmd, cmd: Cmd): Step<Errno | undefined> {
   else if (cmd.option_id === IOMMU_OPTION_HUGE_PAGES) e = yield* ioasOption(ucmd.ctx, cmd);
   else e = EOPNOTSUPP;
   if (e !== undefined) return e;
-  return putUserU64(ucmd.ctx.kernel, ucmd.ubuffer + BigInt(IommuOption.offsets.val64), cmd.val64) === undefined ? undefined : EFAULT;
+  const { val64: at } = IommuOption.offsets;
+  return copyToUser(ucmd.ctx.kernel, ucmd.ubuffer + BigInt(at), cmd.bytes.subarray(at, at + IommuOption.widths.val64)) > 0 ? EFAULT : undefined;
 }
 
 /** Whose limit counts: 0 the user's, 1 the process's. Only before anything exists. */

@@ -20,7 +20,7 @@
  * Source: drivers/iommu/iommufd/pages.c, spec sections 4.3 and 7.2.
  */
 import { PAGE_SHIFT, PAGE_SIZE_N, type Pfn } from "../../lib/addr.ts";
-import { EFAULT, EINVAL, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, ENOMEM, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
@@ -229,16 +229,35 @@ export class IoptPages {
     return this.#pins?.at(index) !== undefined;
   }
 
-  /** Pins what is not pinned yet in [first, last]; EFAULT, EINVAL, ENOMEM, and then some may be pinned: see `dropUncovered`. */
-  *pin(first: number, last: number): Step<Errno | undefined> {
+  /**
+   * Memory that a walk over pages cannot do without; ENOMEM. Less of it will do,
+   * so a smaller piece is tried before it gives up. Source: temp_kmalloc.
+   */
+  temporary(what: string): Errno | undefined {
+    const { fault } = this.kernel;
+    return fault.iommufd(what) || (fault.slab(what) && fault.slab(what)) ? ENOMEM : undefined;
+  }
+
+  /**
+   * Pins what is not pinned yet in [first, last]; EFAULT, EINVAL, ENOMEM, and then some may be pinned: see `dropUncovered`.
+   * `listed`: the caller has room for the list of pages; what is pinned of a file still needs some.
+   */
+  *pin(first: number, last: number, listed = false): Step<Errno | undefined> {
     this.#pins ??= new Pins(this.npages);
     const pins = this.#pins;
+    let ready = listed && this.file === undefined;
     for (let i = first; i <= last; ) {
       const n = pins.unpinnedFrom(i, last);
       if (n === 0) {
         i++;
         continue;
       }
+      if (!ready) {
+        const e = this.temporary("list of pages");
+        if (e !== undefined) return e;
+        ready = true;
+      }
+      if (this.kernel.fault.iommufd("pin")) return EFAULT;
       const pfns = yield* this.#pinOrigin(i, n);
       if (pfns instanceof Errno) return pfns;
       for (const pfn of pfns) pins.set(i++, pfn);
@@ -270,7 +289,7 @@ export class IoptPages {
     if (pins === undefined || pins.npinned === pins.lastNpinned) return undefined;
     const n = pins.npinned - pins.lastNpinned;
     if (n > 0) {
-      const e = charge(this.source, this.accountMode, n);
+      const e = this.kernel.fault.iommufd("charge") ? ENOMEM : charge(this.source, this.accountMode, n);
       if (e !== undefined) return e;
     } else {
       uncharge(this.source, this.accountMode, -n);
@@ -307,7 +326,12 @@ export class IoptPages {
       same.users++;
       return this.pfns(first, last);
     }
-    const e = (yield* this.pin(first, last)) ?? this.settle();
+    const { fault } = this.kernel;
+    if (fault.slab("iopt_pages_access")) return ENOMEM;
+    let e = yield* this.pin(first, last, true);
+    if (e === undefined && fault.iommufd("pinned_pfns")) e = EINVAL;
+    if (e === undefined && fault.slab("entry of pinned_pfns")) e = ENOMEM;
+    e ??= this.settle();
     if (e !== undefined) {
       this.dropUncovered(first, last);
       return e;

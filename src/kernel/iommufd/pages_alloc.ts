@@ -6,7 +6,7 @@
  * Source: iopt_alloc_user_pages, iopt_alloc_file_pages, iopt_alloc_dmabuf_pages.
  */
 import { PAGE_MASK_N, PAGE_SHIFT, PAGE_SIZE_N, U32_MAX, U64_MAX } from "../../lib/addr.ts";
-import { EBADF, EINVAL, EOVERFLOW, Errno } from "../../lib/errno.ts";
+import { EBADF, EINVAL, ENOMEM, EOVERFLOW, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { type DmaBuf, dmaBufGet, dmaBufPut } from "../dma_buf/dma_buf.ts";
 import { ioptMapDmabuf } from "../dma_buf/interconnect.ts";
@@ -29,6 +29,7 @@ function allocPages(
   const startByte = start & PAGE_MASK_N;
   const npages = pagesFor(startByte, length);
   if (npages instanceof Errno) return npages;
+  if (ctx.kernel.fault.slab("iopt_pages")) return ENOMEM;
   const { current } = ctx.kernel;
   const counted = !(backing instanceof PagesDmabuf) && !current.capable("CAP_IPC_LOCK");
   const pages = new IoptPages(ctx.kernel, {
@@ -42,7 +43,7 @@ function allocPages(
   return { pages, startByte, length };
 }
 
-/** The caller's memory. EOVERFLOW past the end of the address space, EINVAL for no bytes. */
+/** The caller's memory. EOVERFLOW past the end of the address space, EINVAL for no bytes; ENOMEM. */
 export function allocUserPages(ctx: IommufdCtx, addr: bigint, length: bigint, writable: boolean): PagesSlice | Errno {
   if (addr + length > U64_MAX) return EOVERFLOW;
   return allocPages(ctx, addr, length, writable, undefined);
