@@ -25,7 +25,9 @@ export function* option(ucmd: Ucmd, cmd: Cmd): Step<Errno | undefined> {
   else e = EOPNOTSUPP;
   if (e !== undefined) return e;
   const { val64: at } = IommuOption.offsets;
-  return copyToUser(ucmd.ctx.kernel, ucmd.ubuffer + BigInt(at), cmd.bytes.subarray(at, at + IommuOption.widths.val64)) > 0 ? EFAULT : undefined;
+  return copyToUser(ucmd.ctx.kernel, ucmd.ubuffer + BigInt(at), cmd.bytes.subarray(at, at + IommuOption.widths.val64)) > 0
+    ? EFAULT
+    : undefined;
 }
 
 /** Whose limit counts: 0 the user's, 1 the process's. Only before anything exists. */
