@@ -32,6 +32,7 @@ import {
 import { BarWindow } from "./bars.ts";
 import { Doorbells } from "./doorbells.ts";
 import { showFrames } from "./frame_window.ts";
+import { HeldMappings } from "./held_mappings.ts";
 import {
   SYS_fallocate,
   SYS_ftruncate,
@@ -60,6 +61,7 @@ const RWF_HIPRI = 1;
 /** The windows into BARs that the program has, by function. */
 export class DeviceFiles {
   readonly doorbells: Doorbells;
+  readonly mappings: HeldMappings;
   readonly #supervisor: Supervisor;
   readonly #windows: Map<VfioPciCoreDevice, { readonly file: File; readonly window: BarWindow }> = new Map();
   /** Never holds anything: what a checked mapping is said to be in. */
@@ -67,6 +69,7 @@ export class DeviceFiles {
 
   constructor(supervisor: Supervisor) {
     this.#supervisor = supervisor;
+    this.mappings = new HeldMappings(supervisor);
     this.#nowhere = new AddressSpace(supervisor.kernel);
     this.doorbells = new Doorbells((ms, callback) => supervisor.every(ms, callback));
   }
@@ -105,7 +108,8 @@ export class DeviceFiles {
     if (error !== undefined) return answer(error);
     if (!(vma.privateData instanceof VfioPciCoreDevice)) {
       const refused = showFrames(this.#supervisor, file, vma);
-      vma.ops?.close?.(vma);
+      if (refused !== undefined) vma.ops?.close?.(vma);
+      else if (vma.ops?.close !== undefined) this.mappings.hold(call.tid, file, vma);
       vma.cache?.put();
       return refused === undefined ? CONTINUE : answer(refused);
     }
@@ -210,7 +214,12 @@ function readVector(call: TrappedCall): { base: bigint; length: number }[] | Err
 /** Serves the calls above for every file that the program holds. */
 export function registerDeviceFiles(supervisor: Supervisor): DeviceFiles {
   const d = new DeviceFiles(supervisor);
-  supervisor.observe({ begin: () => d.beforeCall() });
+  supervisor.observe({
+    begin(call) {
+      d.mappings.beforeCall(call);
+      d.beforeCall();
+    },
+  });
   const region = (arg: number): When => ({ kind: "high-half", arg, least: REGION_HIGH });
   const held = (call: TrappedCall, arg: number): boolean => supervisor.files.lookup(call.tid, call.int(arg)) !== undefined;
   // Programs map few files so: an offset that is no region's is refused too, and the files that cannot be mapped at all.

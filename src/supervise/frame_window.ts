@@ -1,11 +1,16 @@
 /**
- * RAM of the embedded kernel that a program maps: a buffer of a dma-heap.
+ * RAM of the embedded kernel that a program maps: a buffer of a dma-heap, pages
+ * that a driver offers through /dev/iommu.
  *
  * A mapping of one of our descriptors is a mapping of the memfd it really is. So
- * when the program maps such a buffer for the first time its frames' bytes move
+ * when the program maps such memory for the first time its frames' bytes move
  * into the memfd, and the frames are backed by it: devices and program see the
  * same bytes from then on. They move back when the program has let go of its
- * last descriptor and mapping; the buffer may live on.
+ * last descriptor and mapping; the memory may live on. Where a frame is freed
+ * before that, its page of the memfd is zeros again.
+ *
+ * A file with a size is one such memory. In one without, what a mapping begins
+ * at is memory of its own, as long as the mapping.
  *
  * A buffer made of the program's own memory (udmabuf) cannot be shown so: its
  * bytes are in another file already, and a mapping is of one file. It is refused,
@@ -15,6 +20,7 @@
  * Limit: a private mapping made before the first shared one shows zeros.
  */
 import { preadFd, pwriteFd } from "../host/fd.ts";
+import { ftruncateFd, punchHole } from "../host/memfd.ts";
 import type { File } from "../kernel/fs/file.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import type { FrameBacking } from "../kernel/mm/frames.ts";
@@ -30,7 +36,14 @@ export interface WindowHost {
   warn(message: string): void;
 }
 
-const windows: WeakMap<File, FrameWindow> = new WeakMap();
+/** The windows into one file. */
+interface FileWindows {
+  readonly open: Set<FrameWindow>;
+  /** Pages that the memfd holds. */
+  pages: number;
+}
+
+const windows: WeakMap<File, FileWindows> = new WeakMap();
 
 /**
  * Lets the program see the frames behind `file`, of which it is about to map
@@ -38,8 +51,11 @@ const windows: WeakMap<File, FrameWindow> = new WeakMap();
  * no RAM.
  */
 export function showFrames(host: WindowHost, file: File, vma: Vma): Errno | undefined {
-  if (windows.has(file)) return undefined;
-  const pfns = framesOf(host.kernel, file, vma);
+  const size = file.ops.stat?.(file).size ?? 0n;
+  const first = size > 0n ? 0 : vma.pageOffset(Number(vma.start >> 12n));
+  const known = windows.get(file);
+  for (const w of known?.open ?? []) if (w.first === first) return undefined;
+  const pfns = framesOf(host.kernel, vma, first, Number((size > 0n ? size : vma.length) / BigInt(PAGE_SIZE)));
   if (pfns.length === 0) return undefined;
   const memfd = host.files.memfd(file);
   if (memfd === undefined) return ENODEV;
@@ -47,22 +63,31 @@ export function showFrames(host: WindowHost, file: File, vma: Vma): Errno | unde
     host.warn(`${file.path} is made of the program's own memory, and cannot be mapped through its descriptor here: map the memfd`);
     return ENODEV;
   }
-  const w = new FrameWindow(host.kernel, memfd, pfns);
-  windows.set(file, w);
-  host.files.onLastClose(file, () => {
-    windows.delete(file);
-    w.close();
-  });
+  const of = known ?? open(host, file, Number(size / BigInt(PAGE_SIZE)));
+  if (first + pfns.length > of.pages) {
+    of.pages = first + pfns.length;
+    ftruncateFd(memfd, of.pages * PAGE_SIZE);
+  }
+  of.open.add(new FrameWindow(host.kernel, memfd, first, pfns, (w) => of.open.delete(w)));
   return undefined;
 }
 
-/** The frames of the whole file, in order. */
-function framesOf(kernel: Kernel, file: File, vma: Vma): Pfn[] {
+function open(host: WindowHost, file: File, pages: number): FileWindows {
+  const of: FileWindows = { open: new Set(), pages };
+  windows.set(file, of);
+  host.files.onLastClose(file, () => {
+    windows.delete(file);
+    for (const w of of.open) w.close();
+  });
+  return of;
+}
+
+/** The frames of `npages` pages of the file from page `first` on, in order; none when some page is not RAM. */
+function framesOf(kernel: Kernel, vma: Vma, first: number, npages: number): Pfn[] {
   const { ops } = vma;
-  const pages = Number((file.ops.stat?.(file).size ?? 0n) / BigInt(PAGE_SIZE));
   const pfns: Pfn[] = [];
-  for (let i = 0; ops !== undefined && i < pages; i++) {
-    const at = ops.fault(vma, i);
+  for (let i = 0; ops !== undefined && i < npages; i++) {
+    const at = ops.fault(vma, first + i);
     if (typeof at !== "bigint" || !kernel.frames.isRam(pfnOf(at))) return [];
     pfns.push(pfnOf(at));
   }
@@ -70,18 +95,24 @@ function framesOf(kernel: Kernel, file: File, vma: Vma): Pfn[] {
 }
 
 class FrameWindow implements FrameBacking {
+  /** Page of the file where it begins. */
+  readonly first: number;
   readonly #kernel: Kernel;
   readonly #memfd: number;
+  readonly #emptied: (w: FrameWindow) => void;
+  /** Page of the file, by frame. */
   readonly #pages: Map<Pfn, number> = new Map();
 
-  constructor(kernel: Kernel, memfd: number, pfns: readonly Pfn[]) {
+  constructor(kernel: Kernel, memfd: number, first: number, pfns: readonly Pfn[], emptied: (w: FrameWindow) => void) {
+    this.first = first;
     this.#kernel = kernel;
     this.#memfd = memfd;
+    this.#emptied = emptied;
     const bytes = new Uint8Array(PAGE_SIZE);
     for (const [i, pfn] of pfns.entries()) {
       kernel.frames.readFrame(pfn, 0, bytes);
-      if (bytes.some((b) => b !== 0)) pwriteFd(memfd, bytes, i * PAGE_SIZE);
-      this.#pages.set(pfn, i);
+      if (bytes.some((b) => b !== 0)) pwriteFd(memfd, bytes, (first + i) * PAGE_SIZE);
+      this.#pages.set(pfn, first + i);
       kernel.frames.adopt(pfn, this);
     }
   }
@@ -92,6 +123,12 @@ class FrameWindow implements FrameBacking {
 
   write(offset: number, src: Uint8Array, pfn: Pfn): boolean {
     return pwriteFd(this.#memfd, src, this.#at(pfn) + offset) === src.length;
+  }
+
+  release(pfn: Pfn): void {
+    punchHole(this.#memfd, this.#at(pfn), PAGE_SIZE);
+    this.#pages.delete(pfn);
+    if (this.#pages.size === 0) this.#emptied(this);
   }
 
   /** The bytes go back to the frames that are still there. */
