@@ -1,11 +1,12 @@
 /**
  * Optimal DPOR: complete runs on the programs of the literature, and on random
- * small programs against every interleaving: the same final states, every trace
+ * small programs with choices against every interleaving: the same final states, every trace
  * once.
  */
 import {
   type AbstractThread,
   abstractProgram,
+  choose,
   exploreAll,
   exploreOptimal,
   lock,
@@ -26,7 +27,7 @@ const PROGRAMS = 300;
 /** Interleavings beyond which a random program is not enumerated. */
 const LIMIT = 4000;
 
-/** Two to four threads of a few operations; conditions on what was read; locks held over others, so that some deadlock. */
+/** Two to four threads of a few operations; choices; conditions on what was read or chosen; locks held over others, so that some deadlock. */
 export function randomProgram(rng: Rng): Program {
   const threads: AbstractThread[] = [];
   for (let t = 2 + rng.below(3); t > 0; t--) {
@@ -35,7 +36,7 @@ export function randomProgram(rng: Rng): Program {
     for (let n = 1 + rng.below(4); n > 0; n--) {
       const at = rng.below(VARIABLES);
       const free = [0, 1].filter((l) => !held.includes(l));
-      switch (rng.below(6)) {
+      switch (rng.below(7)) {
         case 0:
           ops.push(read(at));
           break;
@@ -47,6 +48,9 @@ export function randomProgram(rng: Rng): Program {
           break;
         case 3:
           ops.push({ ...write(at, 5), when: true });
+          break;
+        case 4:
+          ops.push(choose(2 + rng.below(2)), { ...write(at, 7), when: true });
           break;
         default:
           if (free.length > 0 && (held.length === 0 || rng.chance(0.6))) {
@@ -64,7 +68,7 @@ export function randomProgram(rng: Rng): Program {
       for (const op of ops) {
         if (op.when === true && got === 0) continue;
         const v = yield op;
-        if (op.op === "read") got = v;
+        if (op.op === "read" || op.op === "choose") got = v;
       }
     });
   }

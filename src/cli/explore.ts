@@ -7,6 +7,7 @@ import {
   exploreRandom,
   formatInterleaving,
   formatSchedule,
+  NAMED,
   parseSchedule,
   type Run,
   type Scenario,
@@ -117,7 +118,7 @@ export function replaySchedule(text: string): number {
   } catch (e) {
     throw new UsageError((e as Error).message);
   }
-  const stranger = schedule.find((t) => t >= scenario.threads.length);
+  const stranger = schedule.find((t) => t >= scenario.threads.length && t < NAMED);
   if (stranger !== undefined)
     throw new UsageError(`${scenario.name} has ${scenario.threads.length} threads, a to ${formatSchedule([scenario.threads.length - 1])}`);
   const told = tell(scenario, schedule);

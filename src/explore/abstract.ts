@@ -1,12 +1,12 @@
 /**
- * Small programs: threads that read and write shared integers and take locks,
- * one operation a step. The programs of the literature are written so, and the
+ * Small programs: threads that read and write shared integers, take locks and
+ * choose, one operation a step. The programs of the literature are written so, and the
  * strategies are proven on them.
  *
  * A thread is a generator that yields its operations and is resumed with the
- * value that a read gave. A lock is free at first; who holds it knows it.
+ * value that a read or a choice gave. A lock is free at first; who holds it knows it.
  */
-import type { Execution, Footprint, Outcome, Program } from "./program.ts";
+import { byDefault, type Decide, type Execution, type Footprint, type Outcome, type Pending, type Program } from "./program.ts";
 import { waitCycle } from "./wait_for.ts";
 
 export type Op =
@@ -15,7 +15,9 @@ export type Op =
   /** One indivisible step: gives the old value, leaves what `to` makes of it. */
   | { readonly op: "update"; readonly at: number; readonly to: (old: number) => number }
   | { readonly op: "lock"; readonly at: number }
-  | { readonly op: "unlock"; readonly at: number };
+  | { readonly op: "unlock"; readonly at: number }
+  /** One of `at` values, 0 to `at` - 1. */
+  | { readonly op: "choose"; readonly at: number };
 
 export type AbstractThread = () => Generator<Op, void, number>;
 
@@ -30,6 +32,10 @@ export const write = (at: number, value: number): Op => ({ op: "write", at, valu
 export const update = (at: number, to: (old: number) => number): Op => ({ op: "update", at, to });
 export const lock = (at: number): Op => ({ op: "lock", at });
 export const unlock = (at: number): Op => ({ op: "unlock", at });
+/** One of `n` values. */
+export const choose = (n: number): Op => ({ op: "choose", at: n });
+
+const NOTHING: Footprint = { accesses: [], acquired: -1, blocking: false, released: [], woke: [], disabled: [], barrier: false };
 
 interface Footprints {
   readonly read: readonly Footprint[];
@@ -41,7 +47,7 @@ interface Footprints {
 /** Locks are numbered after the variables. */
 function makeFootprints(variables: number, locks: number): Footprints {
   const make = (n: number, of: (i: number) => Partial<Footprint>): Footprint[] =>
-    Array.from({ length: n }, (_, i) => ({ accesses: [], acquired: -1, blocking: false, released: [], woke: [], ...of(i) }));
+    Array.from({ length: n }, (_, i) => ({ ...NOTHING, ...of(i) }));
   return {
     read: make(variables, (i) => ({ accesses: [i * 2] })),
     write: make(variables, (i) => ({ accesses: [i * 2 + 1] })),
@@ -51,7 +57,7 @@ function makeFootprints(variables: number, locks: number): Footprints {
 }
 
 class AbstractExecution implements Execution {
-  readonly threads: number;
+  readonly #threads: number;
   readonly #values: number[];
   readonly #owners: number[];
   readonly #bodies: Generator<Op, void, number>[];
@@ -60,7 +66,7 @@ class AbstractExecution implements Execution {
   readonly #shapes: Footprints;
 
   constructor(variables: number, locks: number, threads: readonly AbstractThread[], shapes: Footprints) {
-    this.threads = threads.length;
+    this.#threads = threads.length;
     this.#values = new Array<number>(variables).fill(0);
     this.#owners = new Array<number>(locks).fill(-1);
     this.#bodies = threads.map((t) => t());
@@ -70,7 +76,7 @@ class AbstractExecution implements Execution {
 
   enabled(): readonly number[] {
     const out: number[] = [];
-    for (let t = 0; t < this.threads; t++) if (this.#next[t] !== undefined && !this.#waits(t)) out.push(t);
+    for (let t = 0; t < this.#threads; t++) if (this.#next[t] !== undefined && !this.#waits(t)) out.push(t);
     return out;
   }
 
@@ -79,15 +85,15 @@ class AbstractExecution implements Execution {
     return op?.op === "lock" && this.#owners[op.at] !== -1;
   }
 
-  step(thread: number): Footprint {
+  step(thread: number, decide: Decide = byDefault): Footprint {
     const op = this.#next[thread];
     if (op === undefined || this.#waits(thread)) throw new RangeError(`thread ${thread} cannot run`);
-    const [footprint, value] = this.#apply(thread, op);
+    const [footprint, value] = this.#apply(thread, op, decide);
     this.#next[thread] = this.#bodies[thread]?.next(value).value ?? undefined;
     return footprint;
   }
 
-  #apply(thread: number, op: Op): [Footprint, number] {
+  #apply(thread: number, op: Op, decide: Decide): [Footprint, number] {
     const { at } = op;
     const old = this.#values[at] ?? 0;
     switch (op.op) {
@@ -106,12 +112,15 @@ class AbstractExecution implements Execution {
         if (this.#owners[at] !== thread) throw new RangeError(`thread ${thread} releases a lock that it does not hold`);
         this.#owners[at] = -1;
         return [this.#shapes.unlock[at] as Footprint, 0];
+      case "choose":
+        return [NOTHING, decide(at, "choice")];
     }
   }
 
-  pending(thread: number): Footprint | undefined {
-    const op = this.#next[thread];
-    return op?.op === "lock" && this.#waits(thread) ? this.#shapes.lock[op.at] : undefined;
+  pending(): readonly Pending[] {
+    return this.#next.flatMap((op, thread) =>
+      op?.op === "lock" && this.#waits(thread) ? [{ thread, footprint: this.#shapes.lock[op.at] as Footprint }] : [],
+    );
   }
 
   finish(): Outcome {

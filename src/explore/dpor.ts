@@ -13,6 +13,10 @@
  * the run ends (a deadlock) races with the takers of its lock in the same way.
  * A step that woke a thread cannot come after what the thread did then.
  *
+ * A step may make choices. Two runs in which it chooses differently are two
+ * traces, so every value is tried where the step is first come upon; each run
+ * then turns its own races around, with the values it had.
+ *
  * Where a step's footprint may change when it is moved (`Program.exact` false),
  * the moved step is taken to depend on everything: nothing is lost, and some
  * runs may be started in vain (`Counts.blocked`).
@@ -20,24 +24,40 @@
  * Source: Abdulla, Aronis, Jonsson, Sagonas, "Source sets: a foundation for
  * optimal dynamic partial order reduction", JACM 64(4), 2017.
  */
-import { type Counts, dependent, type Execution, type Footprint, newCounts, type OnRun, type Program } from "./program.ts";
+import { type Counts, type Decide, dependent, type Execution, type Footprint, newCounts, type OnRun, type Program } from "./program.ts";
+import { append } from "./schedule.ts";
 
-/** A step yet to be taken: a node of a wakeup tree, with what it did where it was seen. */
-interface Node {
+/** A step with what it did where it was seen. */
+interface Seen {
   readonly thread: number;
   readonly footprint: Footprint;
+  /** What it chose; undefined when it may choose differently where it is moved to, so that every value is to be tried. */
+  readonly values: readonly number[] | undefined;
+  /** Of how many values each choice was one. */
+  readonly arities: readonly number[];
+}
+
+/** A step yet to be taken: a node of a wakeup tree. */
+interface Node extends Seen {
   children: Node[];
 }
 
-interface Sleeper {
-  readonly thread: number;
-  readonly footprint: Footprint;
+/** A step that need not be tried. */
+interface Sleeper extends Seen {
+  readonly values: readonly number[];
 }
 
 /** One step of the current run, and what remains to be tried in the state before it. */
 interface Frame {
   thread: number;
+  /** The thread's place in the clocks. */
+  slot: number;
   footprint: Footprint;
+  /** What the step chose, and of how many values each. */
+  values: readonly number[];
+  arities: readonly number[];
+  /** Its choices are those of a plan; otherwise every value is tried here. */
+  planned: boolean;
   /** How many steps of each thread come before or at this one; the own entry is its number within the thread. */
   clock: Uint16Array;
   /** Index of the step that woke the thread for this one; -1 for none. */
@@ -52,11 +72,10 @@ interface Frame {
   below: Node[];
 }
 
-const UNSEEN: Footprint = { accesses: [], acquired: -1, blocking: false, released: [], woke: [] };
-/** Depends on every step; compared by identity. */
-const ANYTHING: Footprint = { ...UNSEEN };
-
-const depends = (a: Footprint, b: Footprint): boolean => a === ANYTHING || b === ANYTHING || dependent(a, b);
+const UNSEEN: Footprint = { accesses: [], acquired: -1, blocking: false, released: [], woke: [], disabled: [], barrier: false };
+/** Depends on every step. */
+const ANYTHING: Footprint = { ...UNSEEN, barrier: true };
+const NO_VALUES: readonly number[] = [];
 
 /** Explores every trace of a program. */
 export function exploreOptimal(program: Program, onRun: OnRun): Counts {
@@ -68,11 +87,13 @@ class Optimal {
   readonly #onRun: OnRun;
   readonly #counts: Counts = newCounts();
   readonly #frames: Frame[] = [];
-  /** Last step of each thread in the run, -1 for none. */
+  /** Place of each thread in the clocks, in order of first sight. */
+  readonly #slots: Map<number, number> = new Map();
+  /** Last step of each slot in the run, -1 for none. */
   #last: number[] = [];
   #wokenBy: number[] = [];
   /** Scratch. */
-  readonly #way: Sleeper[] = [];
+  readonly #way: Seen[] = [];
 
   constructor(program: Program, onRun: OnRun) {
     this.#program = program;
@@ -88,7 +109,7 @@ class Optimal {
         counts.steps += this.#frames.length;
         const outcome = run.finish();
         if (outcome.violation !== undefined) counts.violations++;
-        if (this.#onRun({ schedule: this.#frames.map((f) => f.thread), outcome }, counts) === true) return counts;
+        if (this.#onRun({ schedule: this.#schedule(), outcome }, counts) === true) return counts;
         this.#races(run);
       } else {
         counts.blocked++;
@@ -98,13 +119,28 @@ class Optimal {
     return counts;
   }
 
+  #schedule(): number[] {
+    const out: number[] = [];
+    for (const f of this.#frames) append(out, f.thread, f.values);
+    return out;
+  }
+
+  #slotOf(thread: number): number {
+    let slot = this.#slots.get(thread);
+    if (slot === undefined) {
+      slot = this.#slots.size;
+      this.#slots.set(thread, slot);
+    }
+    return slot;
+  }
+
   /** Takes the steps that are decided, then on to the end. False when the rest is covered elsewhere. */
   #run(run: Execution): boolean {
     const frames = this.#frames;
     const decided = frames.length;
     this.#last = [];
     this.#wokenBy = [];
-    for (let i = 0; i < decided - 1; i++) this.#take(run, i, true);
+    for (let i = 0; i < decided - 1; i++) this.#takeAgain(run, i);
     const turn = frames[decided - 1];
     if (turn !== undefined) {
       if (!run.enabled().includes(turn.thread)) {
@@ -112,21 +148,26 @@ class Optimal {
         turn.footprint = ANYTHING;
         return false;
       }
-      this.#take(run, decided - 1, false);
+      this.#take(run, decided - 1);
     }
     for (;;) {
       const enabled = run.enabled();
       if (enabled.length === 0) return true;
       const before = frames[frames.length - 1];
-      const sleep = before === undefined ? [] : before.sleep.filter((s) => !depends(s.footprint, before.footprint));
-      const [planned, ...todo] = before?.below ?? [];
+      const sleep =
+        before === undefined ? [] : before.sleep.filter((s) => s.thread !== before.thread && !dependent(s.footprint, before.footprint));
+      const [first, ...todo] = before?.below ?? [];
       // A plan made of footprints that have changed may not go on as planned; the state is explored all the same.
-      const next = planned !== undefined && enabled.includes(planned.thread) ? planned : undefined;
+      const next = first !== undefined && enabled.includes(first.thread) ? first : undefined;
       const thread = next?.thread ?? pick(enabled, sleep, before?.thread);
       if (thread === undefined) return false;
       frames.push({
         thread,
+        slot: this.#slotOf(thread),
         footprint: UNSEEN,
+        values: next?.values ?? NO_VALUES,
+        arities: NO_VALUES,
+        planned: next?.values !== undefined && next.values.length > 0,
         clock: NO_CLOCK,
         wokenBy: -1,
         races: [],
@@ -134,38 +175,60 @@ class Optimal {
         todo,
         below: next?.children ?? [],
       });
-      this.#take(run, frames.length - 1, false);
+      this.#take(run, frames.length - 1);
     }
   }
 
-  /** Takes step `i`; `known` when it was taken in the same way before. */
-  #take(run: Execution, i: number, known: boolean): void {
+  /** Takes step `i`, which was taken in the same way before. */
+  #takeAgain(run: Execution, i: number): void {
     const f = this.#frames[i] as Frame;
-    const t = f.thread;
-    const footprint = run.step(t);
-    if (!known) {
-      f.footprint = footprint;
-      f.wokenBy = this.#wokenBy[t] ?? -1;
-      f.clock = this.#clockOf(i, run.threads);
-      f.races = this.#racesOf(i, f);
-    }
-    this.#wokenBy[t] = -1;
-    this.#last[t] = i;
-    for (const w of footprint.woke) this.#wokenBy[w] = i;
+    let at = 0;
+    const { woke } = run.step(f.thread, () => f.values[at++] as number);
+    this.#passed(f, i, woke);
   }
 
-  #clockOf(i: number, threads: number): Uint16Array {
+  /** Takes step `i` for the first time, or for the first time with these choices. */
+  #take(run: Execution, i: number): void {
+    const f = this.#frames[i] as Frame;
+    const plan = f.values;
+    const values: number[] = [];
+    const arities: number[] = [];
+    const decide: Decide = (n) => {
+      const wanted = f.planned ? plan[values.length] : undefined;
+      const v = wanted ?? firstAwake(f.sleep, f.thread, values, arities, n);
+      if (!(v >= 0 && v < n)) throw new RangeError(`a choice of ${n} values is not what it was when it was planned`);
+      values.push(v);
+      arities.push(n);
+      return v;
+    };
+    f.footprint = run.step(f.thread, decide);
+    if (values.length !== plan.length) f.planned = false;
+    f.values = values;
+    f.arities = arities;
+    f.wokenBy = this.#wokenBy[f.slot] ?? -1;
+    f.clock = this.#clockOf(i);
+    f.races = this.#racesOf(i, f);
+    this.#passed(f, i, f.footprint.woke);
+  }
+
+  #passed(f: Frame, i: number, woke: readonly number[]): void {
+    this.#wokenBy[f.slot] = -1;
+    this.#last[f.slot] = i;
+    for (const w of woke) this.#wokenBy[this.#slotOf(w)] = i;
+  }
+
+  #clockOf(i: number): Uint16Array {
     const frames = this.#frames;
-    const { thread, footprint } = frames[i] as Frame;
-    const clock = new Uint16Array(threads);
-    const own = this.#last[thread] ?? -1;
+    const { slot, footprint } = frames[i] as Frame;
+    const clock = new Uint16Array(this.#slots.size);
+    const own = this.#last[slot] ?? -1;
     if (own >= 0) join(clock, (frames[own] as Frame).clock);
     for (let k = i - 1; k >= 0; k--) {
       const f = frames[k] as Frame;
-      if (f.thread === thread || seen(clock, f) || !dependent(f.footprint, footprint)) continue;
+      if (f.slot === slot || seen(clock, f) || !dependent(f.footprint, footprint)) continue;
       join(clock, f.clock);
     }
-    clock[thread] = (clock[thread] as number) + 1;
+    clock[slot] = (clock[slot] as number) + 1;
     return clock;
   }
 
@@ -175,23 +238,23 @@ class Optimal {
     for (let j = 0; j < frames.length; j++) {
       const f = frames[j] as Frame;
       for (let k = 0; k < f.races.length; k++) this.#reverse(f.races[k] as number, f, j);
+      for (const thread of f.footprint.disabled)
+        this.#reverse(j, { thread, footprint: ANYTHING, values: undefined, arities: NO_VALUES }, frames.length);
     }
-    for (let t = 0; t < run.threads; t++) {
-      const p = run.pending(t);
-      if (p !== undefined) this.#pendingRaces(t, p, this.#last[t] ?? -1);
-    }
+    for (const { thread, footprint } of run.pending()) this.#pendingRaces(thread, footprint, this.#last[this.#slotOf(thread)] ?? -1);
   }
 
-  #racesOf(j: number, { thread, footprint, wokenBy, clock }: Frame): number[] {
+  #racesOf(j: number, { thread, slot, footprint, wokenBy, clock }: Frame): number[] {
     const frames = this.#frames;
     const found: number[] = [];
-    const own = this.#last[thread] ?? -1;
+    if (footprint.barrier) return found;
+    const own = this.#last[slot] ?? -1;
     const known = new Uint16Array(clock.length);
     if (own >= 0) join(known, (frames[own] as Frame).clock);
     for (let i = j - 1; i >= 0; i--) {
       const f = frames[i] as Frame;
       if (f.thread === thread || seen(known, f) || !dependent(f.footprint, footprint)) continue;
-      if (i !== wokenBy) {
+      if (i !== wokenBy && !f.footprint.barrier) {
         const lock = footprint.acquired;
         const waited = footprint.blocking && f.footprint.released.includes(lock) && conflictOn(lock, f.footprint, footprint);
         const first = waited ? this.#sectionStart(i, lock) : i;
@@ -214,7 +277,8 @@ class Optimal {
       // Released after it was taken: not a holder.
       if (f.footprint.acquired !== pending.acquired || f.footprint.released.includes(pending.acquired)) continue;
       if (!conflictOn(pending.acquired, f.footprint, pending)) continue;
-      if (!this.#orderedOtherwise(i, end, end, thread, pending, own)) this.#reverse(i, { thread, footprint: pending }, end);
+      if (!this.#orderedOtherwise(i, end, end, thread, pending, own))
+        this.#reverse(i, { thread, footprint: pending, values: undefined, arities: NO_VALUES }, end);
     }
   }
 
@@ -243,21 +307,26 @@ class Optimal {
   }
 
   /** Plans, for the state before step `i`, all that does not depend on it, and then `second`, which is or would be step `j`. */
-  #reverse(i: number, second: Sleeper, j: number): void {
+  #reverse(i: number, second: Seen, j: number): void {
     const frames = this.#frames;
     const first = frames[i] as Frame;
     const way = this.#way;
     way.length = 0;
-    const own = first.thread;
+    const own = first.slot;
     const nth = first.clock[own] as number;
     for (let k = i + 1; k < frames.length; k++) {
       const f = frames[k] as Frame;
       if ((f.clock[own] ?? 0) < nth && k !== j) way.push(f);
     }
-    way.push(this.#program.exact ? second : { thread: second.thread, footprint: ANYTHING });
+    way.push(this.#program.exact ? second : { thread: second.thread, footprint: ANYTHING, values: undefined, arities: NO_VALUES });
     const { sleep } = first;
-    for (let k = 0; k < sleep.length; k++) if (isInitial(sleep[k] as Sleeper, way) >= NOWHERE) return;
-    insert(first.todo, way);
+    for (let k = 0; k < sleep.length; k++) {
+      const s = sleep[k] as Sleeper;
+      const at = isInitial(s, way);
+      // Where not every value sleeps, one that does covers only a way that chooses the same.
+      if (at >= 0 ? way[at]?.values !== undefined || sleeps(sleep, s.thread) : at === NOWHERE && sleeps(sleep, s.thread)) return;
+    }
+    insert(first.todo, way, sleep);
   }
 
   /** To the next step that is to be tried; false when there is none. */
@@ -266,10 +335,18 @@ class Optimal {
     for (;;) {
       const f = frames[frames.length - 1];
       if (f === undefined) return false;
-      f.sleep.push({ thread: f.thread, footprint: f.footprint });
+      f.sleep.push({ thread: f.thread, footprint: f.footprint, values: f.values, arities: f.arities });
+      if (!f.planned && f.values.length > 0 && !sleeps(f.sleep, f.thread)) {
+        // Another choice of the same step.
+        f.below = [];
+        return true;
+      }
       const next = f.todo.shift();
       if (next !== undefined) {
         f.thread = next.thread;
+        f.slot = this.#slotOf(next.thread);
+        f.values = next.values ?? NO_VALUES;
+        f.planned = f.values.length > 0;
         f.below = next.children;
         return true;
       }
@@ -288,7 +365,7 @@ function join(into: Uint16Array, from: Uint16Array): void {
 }
 
 /** Does the clock cover the step? */
-const seen = (clock: Uint16Array, f: Frame): boolean => (clock[f.thread] ?? 0) >= (f.clock[f.thread] as number);
+const seen = (clock: Uint16Array, f: Frame): boolean => (clock[f.slot] ?? 0) >= (f.clock[f.slot] as number);
 
 function conflictOn(lock: number, a: Footprint, b: Footprint): boolean {
   const w = lock * 2 + 1;
@@ -297,9 +374,43 @@ function conflictOn(lock: number, a: Footprint, b: Footprint): boolean {
 
 /** The thread that ran last goes on if it may: fewer switches to read. */
 function pick(enabled: readonly number[], sleep: readonly Sleeper[], last: number | undefined): number | undefined {
-  const awake = (t: number): boolean => !sleep.some((s) => s.thread === t);
-  if (last !== undefined && enabled.includes(last) && awake(last)) return last;
-  return enabled.find(awake);
+  if (last !== undefined && enabled.includes(last) && !sleeps(sleep, last)) return last;
+  return enabled.find((t) => !sleeps(sleep, t));
+}
+
+/** Sums of fractions of small numbers, and what is lost in them. */
+const ALL = 1 - 1e-9;
+
+/** Does the thread's next step sleep, whatever it chooses? */
+function sleeps(sleep: readonly Sleeper[], thread: number): boolean {
+  let part = 0;
+  for (const s of sleep) {
+    if (s.thread !== thread) continue;
+    if (s.arities.length === 0) return true;
+    part += shareOf(s.arities, 0);
+  }
+  return part > ALL;
+}
+
+/** Of all ways to choose from the `from`th choice on, which part is one of them? */
+function shareOf(arities: readonly number[], from: number): number {
+  let share = 1;
+  for (let i = from; i < arities.length; i++) share /= arities[i] as number;
+  return share;
+}
+
+/** The least value, after what the step chose so far, with which it does not sleep. */
+function firstAwake(sleep: readonly Sleeper[], thread: number, values: readonly number[], arities: readonly number[], n: number): number {
+  const part = new Array<number>(n).fill(0);
+  for (const s of sleep) {
+    if (s.thread !== thread || s.values.length <= values.length || values.some((v, i) => s.values[i] !== v)) continue;
+    const v = s.values[values.length] as number;
+    part[v] = (part[v] as number) + shareOf(s.arities, arities.length + 1);
+  }
+  return Math.max(
+    0,
+    part.findIndex((p) => p <= ALL),
+  );
 }
 
 const NOT = -2;
@@ -309,37 +420,68 @@ const NOWHERE = -1;
  * Can the step be the first of something equivalent to the way? Where in the
  * way it is; `NOWHERE` when it is not in it and depends on nothing of it; `NOT`.
  */
-function isInitial(s: Sleeper, way: readonly Sleeper[]): number {
+function isInitial(s: Seen, way: readonly Seen[]): number {
   const { thread, footprint } = s;
   for (let k = 0; k < way.length; k++) {
-    const step = way[k] as Sleeper;
+    const step = way[k] as Seen;
     if (step.thread === thread) {
-      for (let b = 0; b < k; b++) if (depends((way[b] as Sleeper).footprint, step.footprint)) return NOT;
+      if (!sameChoice(s.values, step.values)) return NOT;
+      for (let b = 0; b < k; b++) if (dependent((way[b] as Seen).footprint, step.footprint)) return NOT;
       return k;
     }
   }
-  for (let k = 0; k < way.length; k++) if (depends((way[k] as Sleeper).footprint, footprint)) return NOT;
+  for (let k = 0; k < way.length; k++) if (dependent((way[k] as Seen).footprint, footprint)) return NOT;
   return NOWHERE;
 }
 
-/** Puts the way into the tree unless what the tree has already leads to it. */
-function insert(roots: Node[], way: readonly Sleeper[]): void {
-  let level = roots;
-  let rest = way;
-  descend: for (;;) {
-    for (const node of level) {
-      const at = isInitial(node, rest);
-      if (at === NOT) continue;
-      if (node.children.length === 0) return;
-      rest = at === NOWHERE ? rest : rest.filter((_, k) => k !== at);
-      level = node.children;
-      continue descend;
+/** May the two be one step? What is left open is any choice. */
+function sameChoice(a: readonly number[] | undefined, b: readonly number[] | undefined): boolean {
+  if (a === undefined || b === undefined || a.length === 0) return true;
+  return a.every((v, i) => b[i] === v);
+}
+
+/**
+ * Puts the way into the tree unless what the tree has already leads to it, or
+ * what sleeps beside it does.
+ */
+function insert(level: Node[], way: readonly Seen[], sleep: readonly Sleeper[]): void {
+  for (const node of level) {
+    const at = isInitial(node, way);
+    if (at === NOT) continue;
+    if (node.values !== undefined && node.values.length > 0) {
+      if (at === NOWHERE) {
+        if (!insertBesideChoices(level, node.thread, way, sleep)) continue;
+        return;
+      }
+      if (way[at]?.values === undefined) continue;
     }
-    for (const { thread, footprint } of rest) {
-      const node: Node = { thread, footprint, children: [] };
-      level.push(node);
-      level = node.children;
-    }
+    if (node.children.length > 0) insert(node.children, at === NOWHERE ? way : way.filter((_, k) => k !== at), NO_SLEEP);
     return;
   }
+  let to = level;
+  for (const { thread, footprint, values, arities } of way) {
+    const node: Node = { thread, footprint, values, arities, children: [] };
+    to.push(node);
+    to = node.children;
+  }
+}
+
+const NO_SLEEP: readonly Sleeper[] = [];
+
+/**
+ * A step that is no part of the way leads to it where all its choices together
+ * do. False, and nothing done, where some are missing, or touch what the way
+ * touches.
+ */
+function insertBesideChoices(level: readonly Node[], thread: number, way: readonly Seen[], sleep: readonly Sleeper[]): boolean {
+  const nodes = level.filter((n) => n.thread === thread);
+  let part = 0;
+  for (const s of [...nodes, ...sleep]) {
+    if (s.thread !== thread) continue;
+    if (isInitial(s, way) !== NOWHERE) return false;
+    part += shareOf(s.arities, 0);
+  }
+  if (part <= ALL) return false;
+  for (const n of nodes) if (n.children.length > 0) insert(n.children, way, NO_SLEEP);
+  return true;
 }

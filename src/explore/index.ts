@@ -1,13 +1,15 @@
-export { type AbstractThread, abstractProgram, lock, type Op, read, unlock, update, write } from "./abstract.ts";
+export { type AbstractThread, abstractProgram, choose, lock, type Op, read, unlock, update, write } from "./abstract.ts";
 export { exploreOptimal } from "./dpor.ts";
 export { formatInterleaving, type Told, type ToldStep, tell } from "./interleaving.ts";
 export {
   type Counts,
+  type Decide,
   dependent,
   type Execution,
   type Footprint,
   type OnRun,
   type Outcome,
+  type Pending,
   type Program,
   type Run,
   type Violation,
@@ -15,8 +17,8 @@ export {
 export { replay, type Shrunk, shrink } from "./replay.ts";
 export { scenarios } from "./scenarios/index.ts";
 export { type MapVsRevokeOptions, mapVsRevoke } from "./scenarios/map_vs_revoke.ts";
-export { formatSchedule, parseSchedule } from "./schedule.ts";
-export { type Choose, drive, exploreAll, explorePct, exploreRandom } from "./search.ts";
-export { InvariantBroken, Recorder, type Scenario, type Scene, taskProgram } from "./tasks.ts";
+export { childOf, formatSchedule, NAMED, type Planned, parseSchedule, scheduleOf, stepsOf, TIME, threadName } from "./schedule.ts";
+export { type Choose, type DrivenRun, drive, exploreAll, explorePct, exploreRandom } from "./search.ts";
+export { type Choice, InvariantBroken, Recorder, type Scenario, type Scene, taskProgram } from "./tasks.ts";
 export { traceOf } from "./trace_key.ts";
 export { type WaitFor, waitCycle } from "./wait_for.ts";

@@ -1,14 +1,19 @@
 /** A run of tasks, step by step, in columns: what each does and which locks it then holds. */
+import type { SchedPoint } from "../sched/task.ts";
 import type { Outcome } from "./program.ts";
-import { goesOn } from "./schedule.ts";
-import { type Scenario, taskProgram } from "./tasks.ts";
+import { Follower } from "./replay.ts";
+import { append, TIME } from "./schedule.ts";
+import { type Choice, type Scenario, taskProgram } from "./tasks.ts";
 
 export interface ToldStep {
   readonly thread: number;
+  /** Of the thread: its task's. */
+  readonly name: string;
   /** What the step began with: "lock RESV". */
   readonly does: string;
   /** Locks held after it, the outermost first. */
   readonly holds: readonly string[];
+  readonly choices: readonly Choice[];
 }
 
 export interface Told {
@@ -22,30 +27,45 @@ export interface Told {
 export function tell(scenario: Scenario, schedule: readonly number[]): Told {
   const run = taskProgram(scenario).start();
   const steps: ToldStep[] = [];
-  for (let at = 0, last: number | undefined; ; ) {
+  const whole: number[] = [];
+  const follower = new Follower(schedule);
+  for (let last: number | undefined; ; ) {
     const enabled = run.enabled();
-    if (enabled.length === 0) return { steps, outcome: run.finish(), schedule: steps.map((s) => s.thread) };
-    while (at < schedule.length && !enabled.includes(schedule[at] as number)) at++;
-    const thread = schedule[at++] ?? goesOn(enabled, last);
-    const task = run.tasks[thread];
+    if (enabled.length === 0) return { steps, outcome: run.finish(), schedule: whole };
+    const thread = follower.next(enabled, last);
+    const task = run.taskOf(thread);
     const point = task?.point;
-    const does = point === undefined || point.op === "start" ? "starts" : point.op === "yield" ? "goes on" : `${point.op} ${point.on.name}`;
-    run.step(thread);
+    const does = thread === TIME ? "a timer fires" : point === undefined || point.op === "start" ? "starts" : sayPoint(point);
+    run.step(thread, follower.decide);
+    const { choices } = run.recorder;
+    const chose = choices.map((c) => `, ${c.label} ${c.value}`).join("");
     const ended = task?.state === "done" ? ", ends" : task?.state === "failed" ? ", FAILS" : "";
-    steps.push({ thread, does: does + ended, holds: task?.held.map((h) => h.lock.name) ?? [] });
+    const name = task === undefined ? "time" : (scenario.threads[thread] ?? task.name);
+    steps.push({ thread, name, does: does + chose + ended, holds: task?.held.map((h) => h.lock.name) ?? [], choices });
+    append(
+      whole,
+      thread,
+      choices.map((c) => c.value),
+    );
     last = thread;
   }
 }
 
+const sayPoint = ({ op, on }: SchedPoint): string => (op === "yield" ? "goes on" : `${op} ${on.name}`);
+
 /** Lines of text: a column per thread, then who holds what. */
 export function formatInterleaving(scenario: Scenario, { steps, outcome }: Told): string[] {
-  const width = scenario.threads.map((name, t) => Math.max(name.length, ...steps.map((s) => (s.thread === t ? s.does.length : 0))));
-  const cells = (of: (t: number) => string): string => scenario.threads.map((_, t) => of(t).padEnd(width[t] as number)).join("  ");
+  const names = new Map<number, string>(scenario.threads.entries());
+  for (const s of steps) names.set(s.thread, s.name);
+  const threads = [...names].sort(([a], [b]) => a - b);
+  const width = threads.map(([t, name]) => Math.max(name.length, ...steps.map((s) => (s.thread === t ? s.does.length : 0))));
+  const cells = (of: (t: number, name: string) => string): string =>
+    threads.map(([t, name], i) => of(t, name).padEnd(width[i] as number)).join("  ");
   const holding = new Map<number, readonly string[]>();
-  const lines = [`     ${cells((t) => scenario.threads[t] as string)}  locks held`];
+  const lines = [`     ${cells((_, name) => name)}  locks held`];
   for (const [i, s] of steps.entries()) {
     holding.set(s.thread, s.holds);
-    const held = scenario.threads.flatMap((name, t) => {
+    const held = threads.flatMap(([t, name]) => {
       const locks = holding.get(t) ?? [];
       return locks.length === 0 ? [] : [`${name}: ${locks.join(", ")}`];
     });

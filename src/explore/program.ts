@@ -24,10 +24,25 @@ export interface Footprint {
   readonly released: readonly number[];
   /** Threads that could not run before this step and can after it, other than by a lock's release. */
   readonly woke: readonly number[];
+  /** Threads whose next step this one took away, other than by a lock. */
+  readonly disabled: readonly number[];
+  /** The step was possible only because nothing else was: it comes after all before it, and before all after it. */
+  readonly barrier: boolean;
 }
+
+/**
+ * Settles a choice that a step makes beside its order: which call comes next,
+ * does this allocation fail. Of `n` values, 0 to `n` - 1, it gives one; 0 is
+ * what happens when nobody cares.
+ */
+export type Decide = (n: number, label: string) => number;
+
+/** The decision of a run that is left to itself. */
+export const byDefault: Decide = () => 0;
 
 /** True when the order of the two steps can matter. */
 export function dependent(a: Footprint, b: Footprint): boolean {
+  if (a.barrier || b.barrier) return true;
   const p = a.accesses;
   const q = b.accesses;
   for (let i = 0; i < p.length; i++) {
@@ -40,18 +55,30 @@ export function dependent(a: Footprint, b: Footprint): boolean {
   return false;
 }
 
-/** One run, from the program's first state on. Threads are numbered from 0. */
+/**
+ * One run, from the program's first state on. Threads are numbered from 0; a
+ * thread that is born during the run has a number that depends on its birth
+ * alone and not on the order of the run (see `schedule.ts`), so numbers may
+ * have gaps.
+ */
 export interface Execution {
-  /** Threads there are, finished ones included; may grow. */
-  readonly threads: number;
   /** Threads that can take a step now, in ascending order; empty at the end of the run. */
   enabled(): readonly number[];
-  /** Takes the next step of an enabled thread. What goes wrong in it ends the run, and is told by `finish`. */
-  step(thread: number): Footprint;
-  /** For a thread that waits for a lock: the footprint of the taking alone. */
-  pending(thread: number): Footprint | undefined;
+  /**
+   * Takes the next step of an enabled thread; `decide` settles its choices, in
+   * the order in which the step makes them. What goes wrong in it ends the run,
+   * and is told by `finish`.
+   */
+  step(thread: number, decide?: Decide): Footprint;
+  /** Threads that wait for a lock, each with the footprint of the taking alone. */
+  pending(): readonly Pending[];
   /** Called once, when nothing is enabled: what came of the run. */
   finish(): Outcome;
+}
+
+export interface Pending {
+  readonly thread: number;
+  readonly footprint: Footprint;
 }
 
 /** The end of a run. */
@@ -63,7 +90,7 @@ export interface Outcome {
 
 /** Something that must not happen, and did. */
 export interface Violation {
-  readonly kind: "deadlock" | "lockdep" | "bug" | "invariant";
+  readonly kind: "deadlock" | "livelock" | "lockdep" | "bug" | "invariant";
   readonly message: string;
 }
 
@@ -80,7 +107,7 @@ export interface Program {
 
 /** A complete run, as the strategies report it. */
 export interface Run {
-  /** Thread of each step. */
+  /** Thread of each step, and what it chose; see `schedule.ts`. */
   readonly schedule: readonly number[];
   readonly outcome: Outcome;
 }

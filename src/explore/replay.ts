@@ -2,32 +2,52 @@
  * Running a schedule again, and making it short.
  *
  * A schedule may say more or less than the run needs: a thread that cannot run
- * is passed over, and where it ends the run goes on by itself. So any part of a
- * schedule is one too, and shrinking is trying parts.
+ * is passed over, a choice that is not there is 0, one beyond what there is to
+ * choose from is the last, and where the schedule ends the run goes on by
+ * itself. So any part of a schedule is one too, and shrinking is trying parts.
  */
-import type { Program, Run, Violation } from "./program.ts";
-import { formatSchedule, goesOn } from "./schedule.ts";
+import type { Decide, Program, Run, Violation } from "./program.ts";
+import { formatSchedule, goesOn, type Planned, scheduleOf, stepsOf } from "./schedule.ts";
 import { drive } from "./search.ts";
 
-/** Runs the program under a schedule, whole or in part; `onStep` is told of each step before it is taken. */
-export function replay(program: Program, schedule: readonly number[]): Run {
-  let at = 0;
-  return drive(program.start(), (enabled, last) => {
-    while (at < schedule.length) {
-      const t = schedule[at++] as number;
-      if (enabled.includes(t)) return t;
+/** Walks along a schedule: who steps next, and what the step chooses. */
+export class Follower {
+  readonly #steps: readonly Planned[];
+  #at = 0;
+  #values: readonly number[] = [];
+  #chosen = 0;
+
+  constructor(schedule: readonly number[]) {
+    this.#steps = stepsOf(schedule);
+  }
+
+  next(enabled: readonly number[], last: number | undefined): number {
+    this.#chosen = 0;
+    while (this.#at < this.#steps.length) {
+      const { thread, values } = this.#steps[this.#at++] as Planned;
+      this.#values = values;
+      if (enabled.includes(thread)) return thread;
     }
+    this.#values = [];
     return goesOn(enabled, last);
-  });
+  }
+
+  readonly decide: Decide = (n) => Math.min(this.#values[this.#chosen++] ?? 0, n - 1);
 }
 
-/** The switches between threads of a schedule. */
-const segmentsOf = (schedule: readonly number[]): number[][] => {
-  const out: number[][] = [];
-  for (const t of schedule) {
+/** Runs the program under a schedule, whole or in part. */
+export function replay(program: Program, schedule: readonly number[]): Run {
+  const follower = new Follower(schedule);
+  return drive(program.start(), (enabled, last) => follower.next(enabled, last), follower.decide);
+}
+
+/** The stretches of one thread between two switches. */
+const segmentsOf = (steps: readonly Planned[]): Planned[][] => {
+  const out: Planned[][] = [];
+  for (const s of steps) {
     const last = out.at(-1);
-    if (last !== undefined && last[0] === t) last.push(t);
-    else out.push([t]);
+    if (last !== undefined && last[0]?.thread === s.thread) last.push(s);
+    else out.push([s]);
   }
   return out;
 };
@@ -42,17 +62,17 @@ export interface Shrunk {
 
 /**
  * A shorter schedule with a violation of the same kind: first the shortest
- * beginning that suffices, then without segments, then with shorter ones. The
- * result cannot be shortened by any one of these.
+ * beginning that suffices, then without segments, with shorter ones, and with
+ * choices left out. The result cannot be shortened by any one of these.
  */
 export function shrink(program: Program, schedule: readonly number[], violation: Violation, maxTries = 2000): Shrunk {
-  let best = [...schedule];
-  let run = replay(program, best);
+  let best: readonly Planned[] = stepsOf(schedule);
+  let run = replay(program, schedule);
   let tries = 1;
-  const accept = (candidate: number[]): boolean => {
+  const accept = (candidate: readonly Planned[]): boolean => {
     if (tries >= maxTries || cost(candidate) >= cost(best)) return false;
     tries++;
-    const r = replay(program, candidate);
+    const r = replay(program, scheduleOf(candidate));
     if (r.outcome.violation?.kind !== violation.kind) return false;
     best = candidate;
     run = r;
@@ -72,10 +92,18 @@ export function shrink(program: Program, schedule: readonly number[], violation:
         }
       }
     }
+    for (let i = 0; i < best.length; i++) {
+      for (let v = 0; v < (best[i]?.values.length ?? 0); v++) {
+        const step = best[i] as Planned;
+        if (accept(best.with(i, { thread: step.thread, values: step.values.with(v, 0) }))) changed = true;
+      }
+    }
   }
-  return { schedule: best, run, tries };
+  return { schedule: scheduleOf(best), run, tries };
 }
 
 /** Switches weigh most, then the length of the text. */
-const cost = (schedule: readonly number[]): number =>
-  segmentsOf(schedule).length * 1000 + formatSchedule(schedule).length * 10 + schedule.length / 1000;
+function cost(steps: readonly Planned[]): number {
+  const schedule = scheduleOf(steps);
+  return segmentsOf(steps).length * 1000 + formatSchedule(schedule).length * 10 + schedule.length / 1000;
+}

@@ -12,17 +12,31 @@
  * number per name, as if they were one object: that can cost runs, and loses
  * none.
  *
+ * Tasks that the scene does not name (work that the kernel queues, kernel
+ * threads) are threads of the program from their birth on, and so is the passing
+ * of time, whose step fires the next timer. What a call defers to its own end is
+ * part of its thread.
+ *
  * A task before a lock that it cannot have is not enabled. So a writer never
  * stands in the way of new readers here by waiting alone; what comes of that is
- * left to lockdep, which forbids a second read by the same task. Not expressed:
- * ww acquire contexts that back off, and the passing of time.
+ * left to lockdep, which forbids a second read by the same task.
  */
 import { KernelBug } from "../lib/kernel_bug.ts";
 import type { LockLike } from "../sched/lockdep.ts";
-import { RwSem } from "../sched/locks.ts";
+import { RwSem, WwMutex } from "../sched/locks.ts";
 import type { Sched, SchedObserver } from "../sched/sched.ts";
 import type { Named, Task } from "../sched/task.ts";
-import type { Execution, Footprint, Outcome, Program, Violation } from "./program.ts";
+import {
+  byDefault,
+  type Decide,
+  type Execution,
+  type Footprint,
+  type Outcome,
+  type Pending,
+  type Program,
+  type Violation,
+} from "./program.ts";
+import { childOf, NAMED, TIME } from "./schedule.ts";
 import { waitCycle } from "./wait_for.ts";
 
 /** Thrown by a scene, in a task or at the end: what must hold does not. */
@@ -45,8 +59,16 @@ export interface Scenario {
   readonly name: string;
   /** One sentence. */
   readonly summary: string;
-  /** Names of the tasks, in order. */
+  /** Names of the tasks, in order; at most 26. */
   readonly threads: readonly string[];
+  /**
+   * When timers fire: only when no task can run, as if every step took no time
+   * (`idle`, the default); or at any moment, in their order, as if any step could
+   * take any time (`any`).
+   */
+  readonly time?: "idle" | "any";
+  /** Steps after which a run is taken not to end. Default 10,000. */
+  readonly maxSteps?: number;
   /** Call `record` with the scheduler before the first lock is taken. */
   setUp(record: (sched: Sched) => Recorder): Scene;
 }
@@ -65,7 +87,17 @@ class Numbers {
   }
 }
 
-/** Collects the footprint of the step that runs. */
+/** What a step chose. */
+export interface Choice {
+  readonly label: string;
+  readonly n: number;
+  readonly value: number;
+}
+
+const NONE: readonly number[] = [];
+const TAKEN_FROM_TIME: readonly number[] = [TIME];
+
+/** Collects the footprint of the step that runs, and settles its choices. */
 export class Recorder implements SchedObserver {
   readonly sched: Sched;
   readonly #numbers: Numbers;
@@ -74,7 +106,19 @@ export class Recorder implements SchedObserver {
   #accesses: number[] = [];
   #acquired = -1;
   #released: number[] = [];
-  #woken: Task[] = [];
+  #woken: number[] = [];
+  #cancelled = false;
+  #decide: Decide = byDefault;
+  #choices: Choice[] = [];
+  /** The thread that steps; -1 for none. */
+  #stepping = -1;
+  /** Every task that is a thread, by its number, and back. */
+  readonly #threads: Map<number, Task> = new Map();
+  readonly #numberOfTask: Map<Task, number> = new Map();
+  /** Threads that the scene has not named, in ascending order; those that were there before it are not to end. */
+  readonly born: number[] = [];
+  readonly #older: Set<number> = new Set();
+  readonly #births: Map<number, number> = new Map();
   /** How each lock is held, to know how it is released. */
   readonly #modes: Map<Task, Map<LockLike, "write" | "read">> = new Map();
 
@@ -87,6 +131,24 @@ export class Recorder implements SchedObserver {
   /** Another task may care about the order of this step and others that touch `name`. */
   touch(name: string, write = true): void {
     this.#note(this.#numbers.of(`scene ${name}`), write);
+  }
+
+  /**
+   * One of `n` values, 0 to `n` - 1: every strategy tries them all. Callable
+   * anywhere below a step: which call comes next, does this allocation fail.
+   * Before the tasks start, and when they have ended, it is 0.
+   */
+  choose(n: number, label = "choice"): number {
+    if (!(Number.isSafeInteger(n) && n > 0)) throw new RangeError(`${label}: a choice of ${n} values`);
+    if (n === 1 || this.#stepping < 0) return 0;
+    const value = this.#decide(n, label);
+    this.#choices.push({ label, n, value });
+    return value;
+  }
+
+  /** What the last step chose. */
+  get choices(): readonly Choice[] {
+    return this.#choices;
   }
 
   /** From now on every use of a field is seen. */
@@ -108,9 +170,41 @@ export class Recorder implements SchedObserver {
   }
 
   /** The tasks start: what is met from here on is new. */
-  begin(): void {
+  begin(tasks: readonly Task[]): void {
+    if (tasks.length > NAMED) throw new RangeError(`${tasks.length} tasks: there are letters for ${NAMED}`);
+    for (const [n, task] of tasks.entries()) this.#enter(n, task);
+    for (const task of this.sched.liveTasks()) {
+      if (this.#numberOfTask.has(task)) continue;
+      this.#older.add(this.#bear(task, TIME));
+    }
     this.#started = true;
     this.sched.interleave = true;
+  }
+
+  #enter(thread: number, task: Task): void {
+    this.#threads.set(thread, task);
+    this.#numberOfTask.set(task, thread);
+  }
+
+  #bear(task: Task, parent: number): number {
+    const nth = this.#births.get(parent) ?? 0;
+    this.#births.set(parent, nth + 1);
+    const thread = childOf(parent, nth);
+    this.#enter(thread, task);
+    let i = this.born.length;
+    while (i > 0 && (this.born[i - 1] as number) > thread) i--;
+    this.born.splice(i, 0, thread);
+    return thread;
+  }
+
+  /** Undefined for the passing of time, and for a number that is no thread's. */
+  taskOf(thread: number): Task | undefined {
+    return this.#threads.get(thread);
+  }
+
+  /** Was the thread there before the scene, so that it need not end with it? */
+  isOlder(thread: number): boolean {
+    return this.#older.has(thread);
   }
 
   numberOf(on: Named): number {
@@ -150,31 +244,60 @@ export class Recorder implements SchedObserver {
   }
 
   blocked(task: Task): void {
-    this.touch(`task ${task.name}`);
+    this.#touchThread(this.#numberOfTask.get(task));
   }
 
   woken(task: Task): void {
-    this.touch(`task ${task.name}`);
-    this.#woken.push(task);
+    this.#wake(this.#numberOfTask.get(task));
   }
 
-  /** Steps a task and tells what the step did. */
-  step(task: Task, threadOf: (t: Task) => number): Footprint {
-    const { point } = task;
+  started(task: Task): void {
+    if (this.#stepping < 0 || this.#numberOfTask.has(task)) return;
+    this.#wake(this.#bear(task, this.#stepping));
+  }
+
+  cancelled(): void {
+    this.#cancelled = true;
+  }
+
+  #wake(thread: number | undefined): void {
+    this.#touchThread(thread);
+    if (thread !== undefined) this.#woken.push(thread);
+  }
+
+  #touchThread(thread: number | undefined): void {
+    if (thread !== undefined) this.#note(this.#numbers.of(`thread ${thread}`), true);
+  }
+
+  /** Steps a thread and tells what the step did. `idle` when time passes only while nothing else can run. Throws what the firing of a timer threw. */
+  step(thread: number, decide: Decide, idle: boolean): Footprint {
+    const task = this.#threads.get(thread);
+    const point = task?.point;
     this.#accesses = [];
     this.#acquired = -1;
     this.#released = [];
     this.#woken = [];
+    this.#choices = [];
+    this.#cancelled = false;
+    this.#decide = decide;
+    this.#stepping = thread;
     const blocking = point?.op === "lock" || point?.op === "lock-read";
-    if (point?.op === "wait") this.touch(`task ${task.name}`);
-    if (blocking || point?.op === "trylock") this.#note(this.numberOf(point.on), point.op !== "lock-read");
-    this.sched.step(task);
+    if (point?.op === "wait" || (point?.op === "start" && thread > TIME)) this.#touchThread(thread);
+    if (point !== undefined && (blocking || point.op === "trylock")) this.#note(this.numberOf(point.on), point.op !== "lock-read");
+    try {
+      if (task !== undefined) this.sched.step(task);
+      else this.sched.fireNext();
+    } finally {
+      this.#stepping = -1;
+    }
     return {
       accesses: this.#accesses,
       acquired: this.#acquired,
       blocking: blocking && this.#acquired >= 0,
       released: this.#released,
-      woke: this.#woken.map(threadOf).filter((t) => t >= 0),
+      woke: this.#woken,
+      disabled: this.#cancelled && !idle ? TAKEN_FROM_TIME : NONE,
+      barrier: idle && thread === TIME,
     };
   }
 }
@@ -198,13 +321,19 @@ export function lockedOut(task: Task): boolean {
   const { point } = task;
   if (point === undefined || (point.op !== "lock" && point.op !== "lock-read")) return false;
   if (point.op === "lock-read" && point.on instanceof RwSem) return point.on.heldForWriting;
+  if (point.on instanceof WwMutex) return point.on.waits(point.ctx);
   return (point.on as Named & { readonly locked?: boolean }).locked === true;
 }
 
+const MAX_STEPS = 10_000;
+
 export class TaskExecution implements Execution {
   readonly tasks: readonly Task[];
+  readonly recorder: Recorder;
   readonly #scene: Scene;
-  readonly #recorder: Recorder;
+  readonly #anyTime: boolean;
+  readonly #maxSteps: number;
+  #steps = 0;
   #violation: Violation | undefined = undefined;
 
   constructor(scenario: Scenario, numbers: Numbers) {
@@ -214,42 +343,68 @@ export class TaskExecution implements Execution {
       return recorder;
     });
     if (recorder === undefined) throw new TypeError(`${scenario.name} does not record its scheduler`);
-    this.#recorder = recorder;
+    this.recorder = recorder;
     this.tasks = this.#scene.tasks;
-    recorder.begin();
+    this.#anyTime = scenario.time === "any";
+    this.#maxSteps = scenario.maxSteps ?? MAX_STEPS;
+    recorder.begin(this.tasks);
   }
 
-  get threads(): number {
-    return this.tasks.length;
+  /** The task of a thread; undefined for the passing of time. */
+  taskOf(thread: number): Task | undefined {
+    return this.recorder.taskOf(thread);
   }
 
   enabled(): readonly number[] {
     const out: number[] = [];
     if (this.#violation !== undefined) return out;
-    for (let t = 0; t < this.tasks.length; t++) {
-      const task = this.tasks[t] as Task;
-      if (task.state === "runnable" && !lockedOut(task)) out.push(t);
+    for (let t = 0; t < this.tasks.length; t++) if (canRun(this.tasks[t] as Task)) out.push(t);
+    const { born, sched } = this.recorder;
+    if (this.#anyTime && sched.pendingTimers > 0 && this.#unfinished().length > 0) out.push(TIME);
+    for (const t of born) if (canRun(this.recorder.taskOf(t) as Task)) out.push(t);
+    if (out.length === 0 && sched.pendingTimers > 0 && this.#unfinished().length > 0) out.push(TIME);
+    return out;
+  }
+
+  /** Threads that have to end and have not. */
+  #unfinished(): number[] {
+    const { recorder } = this;
+    return [...this.tasks.keys(), ...recorder.born.filter((t) => !recorder.isOlder(t))].filter(
+      (t) => recorder.taskOf(t)?.finished === false,
+    );
+  }
+
+  step(thread: number, decide: Decide = byDefault): Footprint {
+    if (++this.#steps > this.#maxSteps) {
+      this.#violation = { kind: "livelock", message: `the run has not ended after ${this.#maxSteps} steps` };
+      return NOTHING;
+    }
+    const task = this.recorder.taskOf(thread);
+    let footprint = NOTHING;
+    try {
+      footprint = this.recorder.step(thread, decide, !this.#anyTime);
+    } catch (e) {
+      if (task !== undefined) throw e;
+      this.#violation = violationOf(e);
+    }
+    if (task?.state === "failed") this.#violation = violationOf(task.error);
+    return footprint;
+  }
+
+  pending(): readonly Pending[] {
+    const out: Pending[] = [];
+    for (const thread of [...this.tasks.keys(), ...this.recorder.born]) {
+      const task = this.recorder.taskOf(thread);
+      if (task === undefined || task.state !== "runnable" || task.point === undefined || !lockedOut(task)) continue;
+      const lock = this.recorder.numberOf(task.point.on);
+      const access = lock * 2 + (task.point.op === "lock-read" ? 0 : 1);
+      out.push({ thread, footprint: { ...NOTHING, accesses: [access], acquired: lock, blocking: true } });
     }
     return out;
   }
 
-  step(thread: number): Footprint {
-    const task = this.tasks[thread] as Task;
-    const footprint = this.#recorder.step(task, (t) => this.tasks.indexOf(t));
-    if (task.state === "failed") this.#violation = violationOf(task.error);
-    return footprint;
-  }
-
-  pending(thread: number): Footprint | undefined {
-    const task = this.tasks[thread] as Task;
-    if (task.state !== "runnable" || task.point === undefined || !lockedOut(task)) return undefined;
-    const lock = this.#recorder.numberOf(task.point.on);
-    const access = lock * 2 + (task.point.op === "lock-read" ? 0 : 1);
-    return { accesses: [access], acquired: lock, blocking: true, released: [], woke: [] };
-  }
-
   finish(): Outcome {
-    this.#recorder.sched.interleave = false;
+    this.recorder.sched.interleave = false;
     const violation = this.#violation ?? this.#stuck();
     if (violation !== undefined) return { state: `${violation.kind}: ${violation.message}`, violation };
     try {
@@ -261,18 +416,25 @@ export class TaskExecution implements Execution {
   }
 
   #stuck(): Violation | undefined {
-    const waits = this.tasks.filter((t) => !t.finished);
+    const { recorder } = this;
+    const waits = this.#unfinished();
     if (waits.length === 0) return undefined;
+    const all = [...this.tasks.keys(), ...recorder.born].map((t) => recorder.taskOf(t) as Task);
     const message = waitCycle(
-      waits.map((t) => {
+      waits.map((thread) => {
+        const t = recorder.taskOf(thread) as Task;
         const on = t.blockedOn ?? t.point?.on;
-        const holders = this.tasks.filter((h) => h.held.some((x) => x.lock === on)).map((h) => h.name);
+        const holders = all.filter((h) => h.held.some((x) => x.lock === on)).map((h) => h.name);
         return { waiter: t.name, on: on?.name ?? "nothing known", holders };
       }),
     );
     return { kind: "deadlock", message };
   }
 }
+
+const NOTHING: Footprint = { accesses: [], acquired: -1, blocking: false, released: [], woke: [], disabled: [], barrier: false };
+
+const canRun = (task: Task): boolean => task.state === "runnable" && !lockedOut(task);
 
 /** Anything but a bug of the kernel or a broken invariant is a mistake of the scenario, and is thrown. */
 function violationOf(e: unknown): Violation {

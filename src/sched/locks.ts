@@ -239,12 +239,12 @@ export class WwMutex extends Lock {
   /** EALREADY when this context holds it; EDEADLK when this context must back off. */
   *lock(ctx?: WwAcquireCtx): Step<Errno | undefined> {
     const s = this.sched;
-    if (s.interleave) yield this.point("lock");
+    if (s.interleave) yield ctx === undefined ? this.point("lock") : { op: "lock", on: this, ctx };
     const task = s.current;
     if (ctx !== undefined && this.#ctx === ctx) return EALREADY;
     s.lockdep.acquire(task, this, ctx !== undefined);
     while (this.#owner !== undefined) {
-      if (ctx !== undefined && ctx.acquired > 0 && this.#ctx !== undefined && ctx.stamp > this.#ctx.stamp) {
+      if (this.#mustBackOff(ctx)) {
         this.left(task);
         return EDEADLK;
       }
@@ -279,5 +279,15 @@ export class WwMutex extends Lock {
 
   get locked(): boolean {
     return this.#owner !== undefined;
+  }
+
+  /** Would a `lock` under this context wait now, rather than be answered? */
+  waits(ctx: WwAcquireCtx | undefined): boolean {
+    return this.#owner !== undefined && !(ctx !== undefined && this.#ctx === ctx) && !this.#mustBackOff(ctx);
+  }
+
+  /** A younger context that has locks already gives way to the older one that holds this. */
+  #mustBackOff(ctx: WwAcquireCtx | undefined): boolean {
+    return ctx !== undefined && ctx.acquired > 0 && this.#ctx !== undefined && ctx.stamp > this.#ctx.stamp;
   }
 }

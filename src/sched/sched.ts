@@ -29,6 +29,8 @@ export interface SchedObserver {
   woken?(task: Task): void;
   started?(task: Task): void;
   finished?(task: Task): void;
+  /** A timer will not fire. */
+  cancelled?(): void;
 }
 
 /** Thrown by `execute` when the task waits for something that nothing left to run will bring. */
@@ -63,6 +65,8 @@ export class Sched {
   observer: SchedObserver | undefined = undefined;
   /** Virtual time, ns since boot. */
   now = 0;
+  /** The timers as a whole: told as touched when one is armed, cancelled or fires. */
+  readonly clock: Named = { name: "clock" };
   #current: Task | undefined = undefined;
   #nextId = 1;
   #timerSeq = 0;
@@ -171,7 +175,7 @@ export class Sched {
       while (this.#queue.length > 0) this.#stepNext();
       const t = this.#timers[0];
       if (t === undefined || t.when > until) break;
-      this.#fireNext();
+      this.fireNext();
     }
     this.now = until;
   }
@@ -219,12 +223,16 @@ export class Sched {
       cancel: () => {
         t.cancelled = true;
         const i = this.#timers.indexOf(t);
-        if (i >= 0) this.#timers.splice(i, 1);
+        if (i < 0) return;
+        this.#timers.splice(i, 1);
+        this.observer?.touched?.(this.clock);
+        this.observer?.cancelled?.();
       },
     };
     let i = this.#timers.length;
     while (i > 0 && (this.#timers[i - 1] as PendingTimer).when > t.when) i--;
     this.#timers.splice(i, 0, t);
+    this.observer?.touched?.(this.clock);
     return t;
   }
 
@@ -253,6 +261,16 @@ export class Sched {
     return this.#timers[0]?.when;
   }
 
+  /** Lets the time of the next timer come, and fires it; false without one. For who drives by hand. */
+  fireNext(): boolean {
+    const t = this.#timers.shift();
+    if (t === undefined) return false;
+    this.observer?.touched?.(this.clock);
+    this.now = Math.max(this.now, t.when);
+    t.fire();
+    return true;
+  }
+
   get pendingTimers(): number {
     return this.#timers.length;
   }
@@ -260,7 +278,7 @@ export class Sched {
   #stepNext(): boolean {
     for (;;) {
       const task = this.#queue.shift();
-      if (task === undefined) return this.#fireNext();
+      if (task === undefined) return this.fireNext();
       task.queued = false;
       // Like any other it runs until it blocks, lets others run, or ends.
       while (task.state === "runnable" && !task.queued) this.step(task);
@@ -273,14 +291,6 @@ export class Sched {
     if (task.queued) return;
     task.queued = true;
     this.#queue.push(task);
-  }
-
-  #fireNext(): boolean {
-    const t = this.#timers.shift();
-    if (t === undefined) return false;
-    this.now = Math.max(this.now, t.when);
-    t.fire();
-    return true;
   }
 
   #finish(task: Task, state: "done" | "failed"): void {

@@ -8,6 +8,7 @@
  * ignores it, an explorer reads it to choose who goes next.
  */
 import type { LockLike } from "./lockdep.ts";
+import type { WwAcquireCtx } from "./locks.ts";
 
 /** What the task does when it is stepped again. */
 export type PointOp = "lock" | "trylock" | "lock-read" | "wait" | "yield" | "start";
@@ -17,6 +18,8 @@ export interface SchedPoint {
   readonly op: PointOp;
   /** Name of the object concerned: a lock, a completion, a queue. */
   readonly on: Named;
+  /** The acquire context under which a ww lock is taken. */
+  readonly ctx?: WwAcquireCtx;
 }
 
 export interface Named {

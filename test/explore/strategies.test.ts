@@ -6,6 +6,8 @@ import { filesystem, indexer, lastzero, readers } from "../../conformance/dpor_p
 import {
   type AbstractThread,
   abstractProgram,
+  childOf,
+  choose,
   exploreAll,
   exploreOptimal,
   explorePct,
@@ -16,7 +18,10 @@ import {
   type Run,
   read,
   replay,
+  scheduleOf,
   shrink,
+  stepsOf,
+  TIME,
   unlock,
   waitCycle,
   write,
@@ -131,8 +136,95 @@ test("n steps of each of two threads have (2n)! / n!² interleavings", () => {
   expect(exploreAll(program, ignore, 0).executions).toBe(2);
 });
 
-test("a schedule reads as it was written, and what is none is refused", () => {
-  fc.assert(fc.property(fc.array(fc.nat(25)), (s) => void expect(parseSchedule(formatSchedule(s))).toEqual(s)));
-  expect(formatSchedule([0, 0, 0, 1, 2, 2])).toBe("a3bc2");
-  for (const bad of ["3a", "A", "a-1", "a 2"]) expect(() => parseSchedule(bad)).toThrow(RangeError);
+describe("a schedule", () => {
+  const thread = fc.oneof(
+    fc.nat(25),
+    fc.constant(TIME),
+    fc.tuple(fc.nat(26), fc.nat(25)).map(([p, n]) => childOf(p, n)),
+    fc.tuple(fc.nat(26), fc.nat(3), fc.nat(25)).map(([p, n, m]) => childOf(childOf(p, n), m)),
+  );
+  const step = fc.record({ thread, values: fc.array(fc.nat(3), { maxLength: 3 }) });
+
+  test("reads as it was written, whoever steps and whatever is chosen", () => {
+    fc.assert(
+      fc.property(fc.array(step), (steps) => {
+        const s = scheduleOf(steps);
+        expect(parseSchedule(formatSchedule(s))).toEqual(s);
+        expect(scheduleOf(stepsOf(s))).toEqual(s);
+      }),
+    );
+  });
+
+  test("is short, and leaves out choices of 0 at the end of a step", () => {
+    expect(formatSchedule([0, 0, 0, 1, 2, 2])).toBe("a3bc2");
+    expect(
+      formatSchedule(
+        scheduleOf([
+          { thread: 0, values: [] },
+          { thread: 0, values: [0, 2, 0] },
+          { thread: TIME, values: [0] },
+          { thread: childOf(1, 2), values: [1] },
+        ]),
+      ),
+    ).toBe("a2.0.2@bC.1");
+  });
+
+  test("that is none is refused", () => {
+    for (const bad of ["3a", "A", "a-1", "a 2", ".1", "a.", "a1.b"]) expect(() => parseSchedule(bad), bad).toThrow(RangeError);
+  });
+});
+
+describe("a choice", () => {
+  /** Each of two threads writes what it chose, the second only where that is not 0. */
+  const program = abstractProgram("choices", 1, 0, [
+    function* () {
+      const v = yield choose(3);
+      yield write(0, v);
+    },
+    function* () {
+      const v = yield choose(2);
+      if (v > 0) yield write(0, 10);
+    },
+  ]);
+
+  test("is made in every way, each order of what follows once", () => {
+    const runs: string[] = [];
+    expect(exploreOptimal(program, ({ schedule }) => void runs.push(formatSchedule(schedule)))).toMatchObject({
+      executions: 3 + 3 * 2,
+      blocked: 0,
+      exhausted: true,
+    });
+    expect(new Set(runs).size).toBe(9);
+    // Interleavings of two steps with one, and of two with two, for each of the first thread's values.
+    expect(exploreAll(program, ignore).executions).toBe(3 * 3 + 3 * 6);
+  });
+
+  test("is drawn by the strategies that draw", () => {
+    for (const explore of [
+      (f: (r: Run) => undefined) => exploreRandom(program, f, new Rng(3), 300),
+      (f: (r: Run) => undefined) => explorePct(program, f, new Rng(3), 300, 2, 4),
+    ]) {
+      const states = new Set<string>();
+      explore(({ outcome }) => void states.add(outcome.state));
+      expect([...states].sort()).toEqual(["0", "1", "10", "2"]);
+    }
+  });
+
+  test("is part of the schedule: it is replayed, and left out where it does not matter", () => {
+    const boom = abstractProgram("boom", 1, 2, [
+      function* () {
+        yield choose(4);
+        if ((yield choose(5)) === 3) yield lock(0);
+      },
+      function* () {
+        yield choose(2);
+        yield lock(0);
+      },
+    ]);
+    const run = firstViolation((f) => exploreOptimal(boom, f)) as Run;
+    expect(replay(boom, parseSchedule(formatSchedule(run.schedule))).outcome).toEqual(run.outcome);
+    const random = firstViolation((f) => exploreRandom(boom, f, new Rng(5), 500)) as Run;
+    const small = shrink(boom, random.schedule, random.outcome.violation as never);
+    expect(formatSchedule(small.schedule)).toMatch(/^a2\.3$/);
+  });
 });

@@ -4,11 +4,16 @@ import { describe, expect, test } from "vitest";
 import {
   exploreAll,
   exploreOptimal,
+  formatInterleaving,
+  formatSchedule,
   InvariantBroken,
   type Outcome,
+  parseSchedule,
   type Recorder,
+  replay,
   type Scenario,
   taskProgram,
+  tell,
 } from "../../src/explore/index.ts";
 import { Completion, LockClass, Mutex, Refcount, RwSem, Sched, type Step, type Steps } from "../../src/sched/index.ts";
 
@@ -179,6 +184,158 @@ test("a trylock that fails in one order succeeds in another", () => {
     ({ got }) => got,
   );
   expect([...outcomes(s).keys()].sort()).toEqual(["false", "true"]);
+});
+
+test("what a step chooses is part of the run: an allocation fails in one, and the thread's next call differs", () => {
+  const s = scenario(
+    (sched, recorder) => ({ recorder, lock: new Mutex(sched, A), log: [] as string[] }),
+    [0, 1].map(
+      (t) =>
+        function* (w: { recorder: Recorder; lock: Mutex; log: string[] }): Step<void> {
+          yield* w.lock.lock();
+          const failed = w.recorder.choose(2, "allocation fails") === 1;
+          w.log.push(`${t}${failed ? "-" : "+"}`);
+          w.lock.unlock();
+        },
+    ),
+    ({ log }) => log.join(" "),
+  );
+  const states = [...outcomes(s).keys()].sort();
+  expect(states).toEqual(["0+ 1+", "0+ 1-", "0- 1+", "0- 1-", "1+ 0+", "1+ 0-", "1- 0+", "1- 0-"]);
+  expect(exploreOptimal(taskProgram(s), () => undefined).executions).toBe(8);
+  const told = tell(s, parseSchedule("b2.1a"));
+  expect(told.outcome.state).toBe("1- 0+");
+  expect(formatInterleaving(s, told).join("\n")).toContain("lock A, allocation fails 1, ends");
+});
+
+test("work that a task queues is a thread of its own, and runs before or after what follows", () => {
+  const s = scenario(
+    (sched) => ({ sched, lock: new Mutex(sched, A), log: [] as string[] }),
+    [
+      function* (w) {
+        const add = (what: string): Steps<void> =>
+          function* () {
+            yield* w.lock.lock();
+            w.log.push(what);
+            w.lock.unlock();
+          };
+        w.sched.spawn("work", add("work"));
+        yield* add("call")();
+      },
+      function* (w) {
+        w.sched.spawn("other", function* () {
+          yield* w.lock.lock();
+          w.log.push("other");
+          w.lock.unlock();
+        });
+      },
+    ],
+    ({ log }) => log.join(" "),
+  );
+  expect([...outcomes(s).keys()].sort()).toEqual([
+    "call other work",
+    "call work other",
+    "other call work",
+    "other work call",
+    "work call other",
+    "work other call",
+  ]);
+  const program = taskProgram(s);
+  expect(exploreOptimal(program, () => undefined).executions).toBe(6);
+  // A schedule means the same to a program that has met the threads in another order.
+  const strings = new Map<string, string>();
+  exploreAll(program, ({ schedule, outcome }) => void strings.set(formatSchedule(schedule), outcome.state));
+  for (const [text, state] of strings) expect(replay(taskProgram(s), parseSchedule(text)).outcome.state).toBe(state);
+  expect([...strings.keys()].some((t) => t.includes("aA") && t.includes("bA"))).toBe(true);
+});
+
+test("work that waits for ever is a deadlock, a thread that was there before is not", () => {
+  const never = (sched: Sched): Step<void> => new Completion(sched, "news").wait();
+  const queued = scenario(
+    (sched) => sched,
+    [
+      function* (sched) {
+        sched.spawn("work", () => never(sched));
+      },
+    ],
+  );
+  expect(violations(queued)).toEqual(["deadlock: work waits for news, which nobody will bring"]);
+  const older = scenario(
+    (sched) => void sched.spawn("worker", () => never(sched)),
+    [
+      function* () {
+        // Nothing to do.
+      },
+    ],
+  );
+  expect(violations(older)).toEqual([]);
+});
+
+describe("time", () => {
+  /** One task waits for news at most a second, another brings it after a lock. */
+  const race = (time: "idle" | "any", brings: boolean): Scenario => ({
+    ...scenario(
+      (sched) => ({ sched, lock: new Mutex(sched, A), news: new Completion(sched, "news"), log: [] as string[] }),
+      [
+        function* (w) {
+          w.log.push((yield* w.news.waitTimeout(1e9)) ? "in time" : "too late");
+        },
+        function* (w) {
+          yield* w.lock.lock();
+          w.lock.unlock();
+          if (brings) w.news.complete();
+        },
+      ],
+      ({ log }) => log.join(" "),
+    ),
+    time,
+  });
+
+  test("passes when no task can run", () => {
+    expect([...outcomes(race("idle", true)).keys()]).toEqual(["in time"]);
+    expect([...outcomes(race("idle", false)).keys()]).toEqual(["too late"]);
+  });
+
+  test("passes at any moment where the scenario says so", () => {
+    expect([...outcomes(race("any", true)).keys()].sort()).toEqual(["in time", "too late"]);
+  });
+
+  test("fires timers in their order, and wakes sleepers", () => {
+    for (const time of ["idle", "any"] as const) {
+      const s: Scenario = {
+        ...scenario(
+          (sched) => ({ sched, log: [] as string[] }),
+          [2, 1].map(
+            (s) =>
+              function* (w: { sched: Sched; log: string[] }): Step<void> {
+                yield* w.sched.sleep(s * 1e9);
+                w.log.push(`${s} s`);
+              },
+          ),
+          ({ log }) => log.join(" "),
+        ),
+        time,
+      };
+      const states = [...outcomes(s).keys()].sort();
+      // Where steps take time, the task that was woken first may still be the second to go on.
+      expect(states).toEqual(time === "idle" ? ["1 s 2 s"] : ["1 s 2 s", "2 s 1 s"]);
+    }
+  });
+});
+
+test("a run that does not end is told as such", () => {
+  const s: Scenario = {
+    ...scenario(
+      (sched) => sched,
+      [
+        function* (sched) {
+          for (;;) yield* sched.yield();
+        },
+      ],
+    ),
+    maxSteps: 50,
+  };
+  expect(violations(s)).toEqual(["livelock: the run has not ended after 50 steps"]);
 });
 
 interface Things {
