@@ -17,7 +17,11 @@ import { PhysMap } from "./mm/phys.ts";
 import { Modules } from "./modules.ts";
 import { PciSubsystem } from "./pci/pci.ts";
 
+/** How buffers are shared: as Linux 7.3 does it, or by the contract of `dma_buf/negotiated/`. */
+export type InterconnectKind = "linux-7.3" | "negotiated";
+
 export class Kernel {
+  readonly interconnect: InterconnectKind;
   readonly sched: Sched = new Sched();
   readonly trace: Trace;
   readonly modules: Modules = new Modules();
@@ -36,7 +40,8 @@ export class Kernel {
   readonly iommu: IommuSubsystem;
   readonly pci: PciSubsystem;
 
-  constructor() {
+  constructor(interconnect: InterconnectKind = "linux-7.3") {
+    this.interconnect = interconnect;
     this.trace = new Trace(new KernelClock(this));
     this.fault = new FaultInjection(this);
     this.frames = new FrameAllocator(this);

@@ -41,7 +41,7 @@ const DEFAULT_DRIVER = "vfio-pci";
 /** Throws `MachineError` when the description asks for what cannot be. */
 export function boot(machine: MachineDescription, options: BootOptions = {}): Kernel {
   const plan = planMachine(machine, options.models ?? builtinModels);
-  const kernel = new Kernel();
+  const kernel = new Kernel(machine.interconnect);
   options.onKernel?.(kernel);
   addMemory(kernel, machine.memory === undefined ? DEFAULT_MEMORY : parseSize(machine.memory));
   if (machine.iommu !== null) kernel.iommu.addUnit(machine.iommu);

@@ -102,6 +102,10 @@ export const machineSchema = z
     memory: sizeSchema.optional().describe("RAM; default 1 GiB"),
     iommu: iommu.nullable().describe("null: the machine has none"),
     modules: z.array(z.enum(MODULES)).optional().describe("kernel modules loaded at boot; default all"),
+    interconnect: z
+      .enum(["linux-7.3", "negotiated"])
+      .optional()
+      .describe("how buffers are shared: as Linux 7.3 does it (default), or by negotiation (docs/negotiation.md)"),
     pci: z.strictObject({
       peerToPeerHostBridge: z.boolean().optional().describe("the processor routes peer traffic between root ports; default false"),
       children: children.describe("what is on the root bus"),

@@ -20,6 +20,7 @@ import { PerKernel } from "../per_kernel.ts";
 import type { DmaBufAttachment, DmaDirection } from "./attachment.ts";
 import { FenceContexts } from "./fence.ts";
 import type { SgTable } from "./mapping.ts";
+import { NegotiatedBuffer, type NegotiatedExporter } from "./negotiated/buffer.ts";
 import { Resv, usageRw } from "./resv.ts";
 
 /** What an exporter implements. */
@@ -33,6 +34,8 @@ export interface DmaBufOps {
   /** Reservation held. */
   mapDmaBuf(att: DmaBufAttachment, dir: DmaDirection): Step<SgTable | Errno>;
   unmapDmaBuf(att: DmaBufAttachment, sgt: SgTable, dir: DmaDirection): Step<void>;
+  /** What it offers where mappings are negotiated; see `negotiated/`. */
+  readonly negotiated?: NegotiatedExporter;
   /** The last reference is gone. */
   release(dmabuf: DmaBuf): Step<void>;
   /** Into a process; the range has been checked against the buffer's size. */
@@ -71,6 +74,8 @@ export class DmaBuf {
   /** Newest first; under the reservation. */
   readonly attachments: DmaBufAttachment[] = [];
   readonly file: File;
+  /** Its contract, on a machine whose interconnect is negotiated and for an exporter that negotiates. */
+  readonly negotiated: NegotiatedBuffer | undefined;
   /** Set by DMA_BUF_SET_NAME. */
   name: string | undefined = undefined;
   /** A poll waits for the signal of a fence, and holds a reference: per direction. */
@@ -89,6 +94,8 @@ export class DmaBuf {
     this.priv = info.priv;
     this.file = file;
     file.privateData = this;
+    const exporter = kernel.interconnect === "negotiated" ? info.ops.negotiated : undefined;
+    this.negotiated = exporter === undefined ? undefined : new NegotiatedBuffer(this, exporter);
   }
 }
 
@@ -127,9 +134,8 @@ export function* dmaBufRelease(dmabuf: DmaBuf): Step<void> {
   dmabuf.stats.buffers.delete(dmabuf);
   if (kernel.trace.on) kernel.trace.emit({ type: "dma_buf.release", ino: dmabuf.ino });
   yield* dmabuf.ops.release(dmabuf);
-  if (dmabuf.attachments.length > 0) {
-    throw new KernelBug(`a dma-buf of ${dmabuf.expName} is released with ${dmabuf.attachments.length} attachments`);
-  }
+  const attachments = dmabuf.attachments.length + (dmabuf.negotiated?.attachments.length ?? 0);
+  if (attachments > 0) throw new KernelBug(`a dma-buf of ${dmabuf.expName} is released with ${attachments} attachments`);
   kernel.modules.put(dmabuf.owner);
 }
 

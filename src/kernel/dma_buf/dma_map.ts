@@ -138,6 +138,12 @@ export function dmaIovaLink(run: IovaRun, offset: bigint, paddr: bigint, len: bi
   return err;
 }
 
+/** Unmaps what was linked and keeps the IOVAs: an access through them faults, and they go to nobody else before `dmaIovaDestroy`. */
+export function dmaIovaCut(run: IovaRun): void {
+  if (run.linked > 0n) run.domain.unmap(run.address, run.linked);
+  run.linked = 0n;
+}
+
 /** Unmaps what was linked and gives the run back. */
 export function dmaIovaDestroy(run: IovaRun): void {
   if (run.linked > 0n) run.domain.unmap(run.address, run.linked);

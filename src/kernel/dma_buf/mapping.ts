@@ -58,7 +58,8 @@ interface Mapped {
   readonly ranges: readonly SgEntry[];
 }
 
-function* split(address: bigint, length: bigint): Generator<SgEntry> {
+/** A run as entries of at most `MAX_SG_ENTRY` bytes. */
+export function* splitEntry(address: bigint, length: bigint): Generator<SgEntry> {
   for (let at = 0n; at < length; at += MAX_SG_ENTRY) {
     const left = length - at;
     yield { address: address + at, length: left < MAX_SG_ENTRY ? left : MAX_SG_ENTRY };
@@ -81,7 +82,7 @@ export function physVecToSgt(
   switch (p2pdmaMapType(provider, att.dev)) {
     case "bus_addr":
       return {
-        entries: ranges.flatMap((r) => [...split(busAddress(provider, r.paddr), r.len)]),
+        entries: ranges.flatMap((r) => [...splitEntry(busAddress(provider, r.paddr), r.len)]),
         priv: { iova: undefined, ranges: [] } satisfies Mapped,
       };
     case "thru_host_bridge":
@@ -107,7 +108,7 @@ function thruHostBridge(att: DmaBufAttachment, ranges: readonly PhysVec[], size:
     linked += r.len;
   }
   if (linked !== size) throw new KernelBug(`${linked} bytes mapped of a buffer of ${size}`);
-  return { entries: [...split(iova.address, size)], priv: { iova, ranges: [] } satisfies Mapped };
+  return { entries: [...splitEntry(iova.address, size)], priv: { iova, ranges: [] } satisfies Mapped };
 }
 
 /** Every range by itself: all of them, or none and the DMA layer's errno. */
@@ -121,7 +122,7 @@ function mapEach(dev: Device, ranges: readonly PhysVec[], dir: DmaDirection, mmi
     }
     mapped.push({ address, length: r.len });
   }
-  return { entries: mapped.flatMap((m) => [...split(m.address, m.length)]), priv: { iova: undefined, ranges: mapped } satisfies Mapped };
+  return { entries: mapped.flatMap((m) => [...splitEntry(m.address, m.length)]), priv: { iova: undefined, ranges: mapped } satisfies Mapped };
 }
 
 function unmapAll(dev: Device, sgt: SgTable): void {

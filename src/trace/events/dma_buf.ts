@@ -43,4 +43,19 @@ export type DmaBufEvent =
       readonly ino: number;
       readonly device: string;
       readonly step: "revoked" | "drain" | "drained" | "live" | "skipped" | "unchanged" | "cleaned_up";
+    }
+  /** A negotiated attach, and the mapping type that was agreed on. */
+  | { readonly type: "dma_buf.negotiated"; readonly ino: number; readonly importer: string; readonly mapping: string }
+  /** A negotiated mapping is made, and given back; `epoch` counts the buffer's revokes. */
+  | { readonly type: "dma_buf.acquire"; readonly ino: number; readonly importer: string; readonly epoch: number }
+  | { readonly type: "dma_buf.give_back"; readonly ino: number; readonly importer: string; readonly epoch: number }
+  /** A negotiated buffer becomes live, revoked or dead. */
+  | { readonly type: "dma_buf.state"; readonly ino: number; readonly state: string; readonly epoch: number }
+  /** Importers that did not let go; mappings that were taken from them, and those that the exporter had to fence. */
+  | {
+      readonly type: "dma_buf.contract_broken";
+      readonly ino: number;
+      readonly importers: readonly string[];
+      readonly severed: number;
+      readonly fenced: number;
     };

@@ -69,7 +69,13 @@ export class FakeDevice implements DmaBufDevice {
     };
   }
 
+  revoking = 0;
+
   memoryEnabled(): boolean {
+    return this.enabled;
+  }
+
+  barsReachable(): boolean {
     return this.enabled;
   }
 

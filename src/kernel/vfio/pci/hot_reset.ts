@@ -24,7 +24,7 @@ import { type VfioGroup, vfioGroupFromFile } from "../group.ts";
 import { vfioIommufdDeviceCtx, vfioIommufdGetDevId } from "../iommufd.ts";
 import type { VfioDevice } from "../vfio_main.ts";
 import { PCI_D0, VfioPciCoreDevice } from "./vfio_pci_core.ts";
-import { vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
+import { vfioPciDmaBufRevokeLocked, vfioPciDmaBufSettle } from "./vfio_pci_dmabuf.ts";
 
 /** VFIO_DEVICE_GET_PCI_HOT_RESET_INFO. ENODEV: neither slot nor bus can be reset; ENOSPC: `count` says how many fit not. */
 export function* vfioPciIoctlGetHotResetInfo(vdev: VfioPciCoreDevice, arg: bigint): Step<number | Errno> {
@@ -133,7 +133,7 @@ function* hotReset(set: VfioDeviceSet, isOwned: IsOwned): Step<Errno | undefined
       }
     } finally {
       for (const v of locked.reverse()) {
-        if (v.vdev.openCount > 0 && v.memoryEnabled()) yield* vfioPciDmaBufMove(v, false);
+        if (v.vdev.openCount > 0) yield* vfioPciDmaBufSettle(v);
         v.memoryLock.upWrite();
       }
       for (const v of all) v.pdev.pmRuntimePut();
@@ -152,7 +152,7 @@ function* lockAndRevoke(all: readonly VfioPciCoreDevice[], isOwned: IsOwned, loc
     if (!isOwned(v.vdev)) return EINVAL;
     if (!(yield* v.memoryLock.tryDownWrite())) return EBUSY;
     locked.push(v);
-    yield* vfioPciDmaBufMove(v, true);
+    yield* vfioPciDmaBufRevokeLocked(v);
     v.zapBars();
   }
   return undefined;

@@ -15,7 +15,7 @@ import { vfioPciCorePmEntry, vfioPciCorePmEntryWithWakeup, vfioPciCorePmExit } f
 import { vfioPciFeatureToken } from "./vf_token.ts";
 import { vfioPciConfigRw } from "./vfio_pci_config.ts";
 import { NO_MSIX_BAR, PCI_D0, REGION_MASK, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
-import { vfioPciCoreFeatureDmaBuf, vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
+import { vfioPciCoreFeatureDmaBuf, vfioPciDmaBufMove, vfioPciDmaBufSettle } from "./vfio_pci_dmabuf.ts";
 import { vfioPciIrqCount, vfioPciSetIrqs } from "./vfio_pci_intrs.ts";
 import { vfioPciBarRw } from "./vfio_pci_rdwr.ts";
 
@@ -167,7 +167,7 @@ function* reset(vdev: VfioPciCoreDevice): Step<number | Errno> {
     yield* vfioPciDmaBufMove(vdev, true);
     const error = yield* vdev.pdev.tryResetFunction();
     if (vdev.kernel.trace.on) vdev.kernel.trace.emit({ type: "vfio.reset", device: vdev.pdev.name, how: "ioctl", error: error?.name });
-    if (vdev.memoryEnabled()) yield* vfioPciDmaBufMove(vdev, false);
+    yield* vfioPciDmaBufSettle(vdev);
     return error ?? 0;
   } finally {
     vdev.memoryLock.upWrite();

@@ -18,7 +18,7 @@ import { type EventfdCtx, eventfdCtxFromFd } from "../../fs/eventfd.ts";
 import { copyFromUser } from "../../mm/user_memory.ts";
 import { vfioCheckFeature } from "../vfio_main.ts";
 import { PCI_D0, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
-import { vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
+import { vfioPciDmaBufMove, vfioPciDmaBufSettle } from "./vfio_pci_dmabuf.ts";
 import { vfioPciIntxMask, vfioPciIntxUnmask } from "./vfio_pci_intrs.ts";
 
 /** VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY. EINVAL: already entered, and the buffers stay revoked. */
@@ -69,7 +69,7 @@ export function* vfioPciRuntimePmExit(vdev: VfioPciCoreDevice): Step<void> {
   yield* vdev.memoryLock.downWrite();
   try {
     leave(vdev, "exit");
-    if (vdev.memoryEnabled()) yield* vfioPciDmaBufMove(vdev, false);
+    yield* vfioPciDmaBufSettle(vdev);
   } finally {
     vdev.memoryLock.upWrite();
   }
@@ -104,6 +104,8 @@ export function* vfioPciCoreRuntimeResume(vdev: VfioPciCoreDevice): Step<Errno |
     if (vdev.pmWakeEventfd !== undefined) {
       vdev.pmWakeEventfd.signal();
       leave(vdev, "wake");
+      // Linux 7.3 leaves the buffers revoked until the user asks.
+      if (vdev.kernel.interconnect === "negotiated") yield* vfioPciDmaBufSettle(vdev);
     }
   } finally {
     vdev.memoryLock.upWrite();

@@ -23,7 +23,7 @@ import { copyFromUser, copyToUser } from "../../mm/user_memory.ts";
 import type { PciDev } from "../../pci/pci_dev.ts";
 import { CAP_BASIC, CAP_INVALID, capPerm, extCapPerm, type PermBits, UNASSIGNED } from "./config_perms.ts";
 import { PCI_D3HOT, PCI_ROM_RESOURCE, PCI_STD_NUM_BARS, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
-import { vfioPciDmaBufMove } from "./vfio_pci_dmabuf.ts";
+import { vfioPciDmaBufMove, vfioPciDmaBufSettle } from "./vfio_pci_dmabuf.ts";
 import { vfioPciIntxMask, vfioPciIntxUnmask } from "./vfio_pci_intrs.ts";
 
 const CFG_SPACE_SIZE = 256;
@@ -223,13 +223,17 @@ function* commandWrite(a: Access, value: number): Step<Errno | undefined> {
     if (!enable) yield* vfioPciDmaBufMove(vdev, true);
     if (yield* wasResetBehindUs(vdev, value, phys)) yield* restoreBars(vdev);
     const error = yield* defaultWrite(a, value);
-    if (error !== undefined) return error;
+    if (error !== undefined) {
+      // Linux 7.3 leaves the buffers revoked, although nothing changed.
+      if (vdev.kernel.interconnect === "negotiated") yield* vfioPciDmaBufSettle(vdev);
+      return error;
+    }
     const virt = le(vdev.vconfig, R.PCI_COMMAND, 2);
     setLe(vdev.vconfig, R.PCI_COMMAND, 2, (virt & ~decode) | (value & decode));
     if (vdev.kernel.trace.on && ((virt ^ value) & R.PCI_COMMAND_MEMORY) !== 0) {
       vdev.kernel.trace.emit({ type: "vfio.memory_decode", device: vdev.pdev.name, enabled: enable });
     }
-    if (vdev.memoryEnabled()) yield* vfioPciDmaBufMove(vdev, false);
+    yield* vfioPciDmaBufSettle(vdev);
   } finally {
     vdev.memoryLock.upWrite();
   }
@@ -299,7 +303,7 @@ function* lockAndSetPowerState(vdev: VfioPciCoreDevice, state: number): Step<voi
   try {
     if (state >= PCI_D3HOT) yield* vfioPciDmaBufMove(vdev, true);
     yield* vdev.setPowerState(state);
-    if (vdev.memoryEnabled()) yield* vfioPciDmaBufMove(vdev, false);
+    yield* vfioPciDmaBufSettle(vdev);
   } finally {
     vdev.memoryLock.upWrite();
   }
@@ -353,7 +357,7 @@ function* functionReset(vdev: VfioPciCoreDevice, how: "exp-flr" | "af-flr"): Ste
     yield* vfioPciDmaBufMove(vdev, true);
     const error = yield* vdev.pdev.tryResetFunction();
     if (vdev.kernel.trace.on) vdev.kernel.trace.emit({ type: "vfio.reset", device: vdev.pdev.name, how, error: error?.name });
-    if (vdev.memoryEnabled()) yield* vfioPciDmaBufMove(vdev, false);
+    yield* vfioPciDmaBufSettle(vdev);
   } finally {
     vdev.memoryLock.upWrite();
   }

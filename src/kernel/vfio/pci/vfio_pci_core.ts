@@ -29,6 +29,7 @@ import type { PermBits } from "./config_perms.ts";
 import type { IoEventfd } from "./ioeventfd.ts";
 import type { VfToken } from "./vf_token.ts";
 import type { VfioPciDmaBuf } from "./vfio_pci_dmabuf.ts";
+import { vfioPciFenced } from "./vfio_pci_dmabuf_negotiated.ts";
 import type { IrqCtx } from "./vfio_pci_intrs.ts";
 
 const MEMORY_LOCK: LockClass = new LockClass("vfio vdev->memory_lock");
@@ -133,6 +134,8 @@ export class VfioPciCoreDevice {
   /** Told when the device wakes by itself; ML. */
   pmWakeEventfd: EventfdCtx | undefined = undefined;
   pmIntxMasked = false;
+  /** Revokes under way that have let go of ML to wait; ML(W) to change. */
+  revoking = 0;
   /** Module parameters, as they were when it was bound. */
   disableIdleD3 = false;
   nointxmask = false;
@@ -184,7 +187,13 @@ export class VfioPciCoreDevice {
 
   /** A touch of a BAR's page is served; otherwise it is a SIGBUS. ML held. */
   barsReachable(): boolean {
-    return !this.pmRuntimeEngaged && this.memoryEnabled();
+    if (this.pmRuntimeEngaged || this.revoking > 0 || !this.memoryEnabled()) return false;
+    return this.kernel.interconnect === "linux-7.3" || (!vfioPciFenced(this) && this.#decodes());
+  }
+
+  /** The user's own COMMAND.MEMORY, which a VF has only here. */
+  #decodes(): boolean {
+    return ((this.vconfig[PCI_COMMAND] ?? 0) & PCI_COMMAND_MEMORY) !== 0;
   }
 
   /** Takes every BAR page out of every mapping: the next touch faults. */

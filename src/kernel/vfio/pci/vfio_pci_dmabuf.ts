@@ -48,6 +48,7 @@ import type { PciDev } from "../../pci/pci_dev.ts";
 import { PerKernel } from "../../per_kernel.ts";
 import { vfioCheckFeature } from "../vfio_main.ts";
 import type { DmaBufPhys, DmaBufRange } from "./vfio_pci_core.ts";
+import { negotiatedVfioOps, revokeAll, settle } from "./vfio_pci_dmabuf_negotiated.ts";
 
 /** What the exporter needs of a vfio-pci device; `VfioPciCoreDevice` has these members. */
 export interface DmaBufDevice {
@@ -64,6 +65,10 @@ export interface DmaBufDevice {
   readonly dmabufs: VfioPciDmaBuf[];
   /** Does the device answer on its BARs, as far as decode and power state go? */
   memoryEnabled(): boolean;
+  /** The same, and the user has not put it into low power: what a BAR fault looks at, and all that is negotiated. */
+  barsReachable(): boolean;
+  /** Revokes under way that have let go of ML to wait; only where mappings are negotiated. */
+  revoking: number;
   /** An error for a BAR that was not claimed and mapped at open. */
   iomapBar(bar: number): Errno | undefined;
   readonly pciOps: {
@@ -195,6 +200,8 @@ export const vfioPciDmaBufOps: DmaBufOps = {
   },
 };
 
+const negotiatedOps: DmaBufOps = negotiatedVfioOps(vfioPciDmaBufOps.release);
+
 function unlink(vdev: DmaBufDevice, priv: VfioPciDmaBuf): void {
   const i = vdev.dmabufs.indexOf(priv);
   if (i < 0) throw new KernelBug("a vfio dma-buf is unlinked twice");
@@ -301,7 +308,7 @@ function* exportRanges(vdev: DmaBufDevice, size: bigint, phys: DmaBufPhys, openF
   const dmabuf = dmaBufExport(kernel, {
     expName: "vfio_pci_core",
     owner: "vfio_pci_core",
-    ops: vfioPciDmaBufOps,
+    ops: kernel.interconnect === "negotiated" ? negotiatedOps : vfioPciDmaBufOps,
     size,
     flags: openFlags,
     priv,
@@ -315,9 +322,10 @@ function* exportRanges(vdev: DmaBufDevice, size: bigint, phys: DmaBufPhys, openF
 
   yield* vdev.memoryLock.downWrite();
   yield* dmabuf.resv.lock();
-  priv.revoked = !vdev.memoryEnabled();
   vdev.dmabufs.push(priv);
-  step(priv, vdev, priv.revoked ? "revoked" : "live");
+  if (dmabuf.negotiated === undefined) priv.revoked = !vdev.memoryEnabled();
+  else if (!vdev.barsReachable()) dmabuf.negotiated.setState("revoked");
+  step(priv, vdev, priv.revoked || dmabuf.negotiated?.state === "revoked" ? "revoked" : "live");
   dmabuf.resv.unlock();
   vdev.memoryLock.upWrite();
 
@@ -341,6 +349,10 @@ function step(priv: VfioPciDmaBuf, vdev: DmaBufDevice, what: RevokeStep): void {
  */
 export function* vfioPciDmaBufMove(vdev: DmaBufDevice, revoked: boolean): Step<void> {
   vdev.memoryLock.assertHeldWrite();
+  if (vdev.vdev.kernel.interconnect === "negotiated") {
+    yield* revoked ? revokeAll(vdev, "temporary", false) : settle(vdev);
+    return;
+  }
   for (const priv of [...vdev.dmabufs]) {
     const { file, kernel } = priv.dmabuf;
     if (!file.getActive()) {
@@ -354,11 +366,26 @@ export function* vfioPciDmaBufMove(vdev: DmaBufDevice, revoked: boolean): Step<v
   }
 }
 
+/** Revokes while the memory locks of several devices are held, and stay held. ML held for writing. */
+export function* vfioPciDmaBufRevokeLocked(vdev: DmaBufDevice): Step<void> {
+  if (vdev.vdev.kernel.interconnect === "negotiated") yield* revokeAll(vdev, "temporary", true);
+  else yield* vfioPciDmaBufMove(vdev, true);
+}
+
+/**
+ * What changed the device's power or decode ends: the buffers are live again if
+ * memory can be reached. ML held for writing.
+ */
+export function* vfioPciDmaBufSettle(vdev: DmaBufDevice): Step<void> {
+  if (vdev.memoryEnabled() || vdev.vdev.kernel.interconnect === "negotiated") yield* vfioPciDmaBufMove(vdev, false);
+}
+
 /** The device is closed: every buffer is revoked for ever and let go of. Takes ML. */
 export function* vfioPciDmaBufCleanup(vdev: DmaBufDevice): Step<void> {
   yield* vdev.memoryLock.downWrite();
   try {
-    yield* vfioPciDmaBufMove(vdev, true);
+    if (vdev.vdev.kernel.interconnect === "negotiated") yield* revokeAll(vdev, "permanent", false);
+    else yield* vfioPciDmaBufMove(vdev, true);
     for (const priv of [...vdev.dmabufs]) {
       const { file, kernel } = priv.dmabuf;
       // A file that is dying is its own release's business.
