@@ -2,9 +2,6 @@
  * IOMMU_TEST_CMD: what the kernel's own iommufd selftests ask of a kernel built
  * for them. A machine has it when it is booted with `selftest`.
  *
- * Operations on nested tables and vIOMMUs (MD_CHECK_IOTLB, TRIGGER_VEVENT)
- * answer EOPNOTSUPP, as the commands do that would make their objects.
- *
  * Source: iommufd_test() in drivers/iommu/iommufd/selftest.c.
  */
 
@@ -23,7 +20,7 @@ import { accessPages, accessReplaceIoas, accessRw, createAccess, destroyAccessPa
 import { checkDirty, checkIotlb, checkMap, checkRefs } from "./selftest_check.ts";
 import { checkDevCache, mockDomain, mockDomainReplace, pasidAttach, pasidCheckHwpt, pasidDetach, pasidReplace } from "./selftest_device.ts";
 import { testDmabufGet, testDmabufMap, testDmabufRevoke } from "./selftest_dmabuf.ts";
-import { triggerIopf } from "./selftest_event.ts";
+import { triggerIopf, triggerVevent } from "./selftest_event.ts";
 import type { Ucmd } from "./ucmd.ts";
 
 type TestCmd = ViewOf<typeof T.IommuTestCmd>;
@@ -76,6 +73,8 @@ function* execute(unit: MockIommu, ucmd: Ucmd, cmd: TestCmd): Step<Errno | numbe
       return yield* checkDirty(ucmd, cmd);
     case T.IOMMU_TEST_OP_TRIGGER_IOPF:
       return yield* triggerIopf(ucmd.ctx, cmd.trigger_iopf);
+    case T.IOMMU_TEST_OP_TRIGGER_VEVENT:
+      return yield* triggerVevent(ucmd.ctx, cmd.trigger_vevent.dev_id);
     case T.IOMMU_TEST_OP_PASID_ATTACH:
       return yield* pasidAttach(ucmd, cmd);
     case T.IOMMU_TEST_OP_PASID_REPLACE:
