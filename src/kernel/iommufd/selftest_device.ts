@@ -69,7 +69,7 @@ class SelftestDevice extends IommufdObject {
   }
 
   override *destroy(): Step<void> {
-    if (this.#idev !== undefined) yield* this.changing((idev) => iommufdDeviceDetach(idev, IOMMU_NO_PASID));
+    if (this.#idev !== undefined) yield* this.changing(detachAll);
     yield* this.#undo();
   }
 
@@ -79,6 +79,14 @@ class SelftestDevice extends IommufdObject {
     if (this.#dev !== undefined) this.#unit.destroyDevice(this.#dev);
     this.#dev = undefined;
   }
+}
+
+/** Unlike Linux, which forgets the PASIDs and so frees a device that is attached. */
+function* detachAll(idev: IommufdDevice): Step<void> {
+  for (const [pasid, attach] of [...idev.group.attached]) {
+    if (pasid !== IOMMU_NO_PASID && attach.devices.has(idev.id)) yield* iommufdDeviceDetach(idev, pasid);
+  }
+  yield* iommufdDeviceDetach(idev, IOMMU_NO_PASID);
 }
 
 /** IOMMU_TEST_OP_MOCK_DOMAIN and …_FLAGS: a device on the IOAS or hardware page table `cmd.id`. */

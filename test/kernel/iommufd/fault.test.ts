@@ -440,6 +440,21 @@ describe("what nobody will answer is answered invalid", () => {
     expect(r.answer(fault.fd, [1, SUCCESS])).toBe(EINVAL);
   });
 
+  test("when the device goes with a PASID attached, which Linux forgets", () => {
+    const r = new EventRig();
+    const { ioas, idev, stdev, fault } = r.faulting(u.MOCK_FLAGS_DEVICE_PASID);
+    const hwpt = r.iopfHwpt(idev, ioas, fault.id, u.IOMMU_HWPT_ALLOC_PASID);
+    expect(r.attachPasid(stdev, 3, hwpt)).toBe(0);
+    r.trigger(idev, { pasid: 3 });
+    r.trigger(idev);
+    expect(r.destroy(stdev)).toBe(0);
+    expect(r.responses.map((x) => [x.pasid, x.code])).toEqual([
+      [3, "invalid"],
+      [0, "invalid"],
+    ]);
+    expect(r.destroy(hwpt)).toBe(0);
+  });
+
   test("of one device alone, though others share the queue", () => {
     const r = new EventRig();
     const { idev, stdev, hwpt, fault } = r.faulting();
