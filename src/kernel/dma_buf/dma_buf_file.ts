@@ -38,11 +38,13 @@ import {
   SEEK_END,
   SEEK_SET,
 } from "../../uapi/index.ts";
+import { DMA_BUF_IOCTL_QUERY_STATE } from "../../uapi/proposed.ts";
 import type { File, FileOps } from "../fs/file.ts";
 import { copyFromUser, copyToUser } from "../mm/user_memory.ts";
 import type { DmaDirection } from "./attachment.ts";
 import { type DmaBuf, dmaBufBeginCpuAccess, dmaBufEndCpuAccess, dmaBufRelease } from "./buffer.ts";
 import { unwrapFence } from "./fence.ts";
+import { pollState, queryState } from "./negotiated/state_file.ts";
 import { Usage, usageRw } from "./resv.ts";
 import { syncFileCreate, syncFileGetFence } from "./sync_file.ts";
 
@@ -66,7 +68,7 @@ export const dmaBufFileOps: FileOps = {
   },
 
   poll(f) {
-    return pollSide(f, "in") | pollSide(f, "out");
+    return pollSide(f, "in") | pollSide(f, "out") | pollState(bufOf(f));
   },
 
   *ioctl(f, cmd, arg): Step<number | Errno> {
@@ -81,6 +83,8 @@ export const dmaBufFileOps: FileOps = {
         return exportSyncFile(dmabuf, arg) ?? 0;
       case DMA_BUF_IOCTL_IMPORT_SYNC_FILE:
         return (yield* importSyncFile(dmabuf, arg)) ?? 0;
+      case DMA_BUF_IOCTL_QUERY_STATE:
+        return queryState(dmabuf, arg) ?? 0;
       default:
         return ENOTTY;
     }

@@ -70,7 +70,7 @@ export function exportPrivateMap(kernel: Kernel): void {
   kernel.modules.exportSymbol(EXPORTER_MODULE, SYMBOL, vfioPciDmaBufIommufdMap satisfies PrivateMap, [IMPORTER_MODULE]);
 }
 
-/** What the importer keeps of a buffer; iommufd's pages of kind DMABUF have these members. */
+/** What the importer keeps of a buffer; iommufd's `PrivateMapPages` have these members. */
 export interface DmaBufPages {
   /** Inside the reservation, of a lock class of its own. */
   readonly mutex: Mutex;
@@ -141,15 +141,15 @@ export function* ioptMapDmabuf(
 }
 
 /** Unpins, detaches and drops the buffer of pages whose last reference is gone. No reservation held. */
-export function* ioptReleaseDmabuf(pages: DmaBufPages): Step<void> {
-  const att = pages.dmabuf.attach;
+export function* ioptReleaseDmabuf({ dmabuf: held }: Pick<DmaBufPages, "dmabuf">): Step<void> {
+  const att = held.attach;
   if (att === undefined) return;
   const { dmabuf } = att;
   yield* dmabuf.resv.lock();
   dmaBufUnpin(att);
   dmabuf.resv.unlock();
   yield* dmaBufDetach(dmabuf, att);
-  bugOn(pages.dmabuf.attach !== att, "pages are released twice");
-  pages.dmabuf.attach = undefined;
+  bugOn(held.attach !== att, "pages are released twice");
+  held.attach = undefined;
   dmaBufPut(dmabuf);
 }

@@ -122,7 +122,10 @@ function mapEach(dev: Device, ranges: readonly PhysVec[], dir: DmaDirection, mmi
     }
     mapped.push({ address, length: r.len });
   }
-  return { entries: mapped.flatMap((m) => [...splitEntry(m.address, m.length)]), priv: { iova: undefined, ranges: mapped } satisfies Mapped };
+  return {
+    entries: mapped.flatMap((m) => [...splitEntry(m.address, m.length)]),
+    priv: { iova: undefined, ranges: mapped } satisfies Mapped,
+  };
 }
 
 function unmapAll(dev: Device, sgt: SgTable): void {

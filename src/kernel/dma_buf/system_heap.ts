@@ -20,6 +20,7 @@ import { copyFromUser, copyToUser } from "../mm/user_memory.ts";
 import type { DmaBuf, DmaBufOps } from "./buffer.ts";
 import { dmaBufExport, dmaBufFdInstall, dmaBufPut } from "./dma_buf.ts";
 import { freeRamSgt, type PhysVec, ramToSgt, type SgTable } from "./mapping.ts";
+import { ramExporter } from "./negotiated/ram_exporter.ts";
 
 const MODULE = "system_heap";
 const NAME = "system";
@@ -47,6 +48,8 @@ const systemHeapOps: DmaBufOps = {
   *unmapDmaBuf(att, sgt): Step<void> {
     freeRamSgt(att.dev, sgt);
   },
+
+  negotiated: ramExporter((dmabuf) => heapOf(dmabuf).blocks),
 
   *release(dmabuf): Step<void> {
     for (const pfn of heapOf(dmabuf).pages) dmabuf.kernel.frames.put(pfn);

@@ -32,6 +32,7 @@ import { copyFromUser } from "../mm/user_memory.ts";
 import type { DmaBuf, DmaBufOps } from "./buffer.ts";
 import { dmaBufExport, dmaBufFd, dmaBufPut } from "./dma_buf.ts";
 import { freeRamSgt, type PhysVec, pageRuns, ramToSgt, type SgTable } from "./mapping.ts";
+import { ramExporter } from "./negotiated/ram_exporter.ts";
 
 const MODULE = "udmabuf";
 /** Pieces of one buffer, at most; the default of the module's parameter. */
@@ -71,6 +72,8 @@ const udmabufOps: DmaBufOps = {
   *unmapDmaBuf(att, sgt): Step<void> {
     freeRamSgt(att.dev, sgt);
   },
+
+  negotiated: ramExporter((dmabuf) => udmabufOf(dmabuf).runs),
 
   *release(dmabuf): Step<void> {
     const u = udmabufOf(dmabuf);

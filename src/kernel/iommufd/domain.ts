@@ -26,6 +26,18 @@ export const IOMMU_MMIO = 16;
 /** Lowest set bit: the smallest page. */
 export const smallestPage = (d: IoptDomain): bigint => d.pgsizeBitmap & -d.pgsizeBitmap;
 
+/** Maps one physically contiguous run, all or nothing; no single map is larger than `step` bytes. */
+export function mapRun(domain: IoptDomain, iova: bigint, pa: bigint, length: bigint, prot: number, step?: bigint): Errno | undefined {
+  if (step === undefined) return domain.map(iova, pa, length, prot);
+  for (let done = 0n; done < length; done += step) {
+    const e = domain.map(iova + done, pa + done, step, prot);
+    if (e === undefined) continue;
+    if (done > 0n) unmapNofail(domain, iova, done);
+    return e;
+  }
+  return undefined;
+}
+
 /** Unmaps what is known to be mapped. Throws `KernelBug` when the domain did not hold all of it. */
 export function unmapNofail(domain: IoptDomain, iova: bigint, length: bigint): void {
   const n = domain.unmap(iova, length);

@@ -18,7 +18,7 @@ import { ENOMEM, type Errno } from "../../lib/errno.ts";
 import { bugOn } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import type { IoptArea } from "./area.ts";
-import { IOMMU_CACHE, IOMMU_MMIO, type IoptDomain, unmapNofail } from "./domain.ts";
+import { type IoptDomain, mapRun, unmapNofail } from "./domain.ts";
 import type { IoptPages } from "./pages.ts";
 
 /** The domains of an I/O page table, and how it maps. */
@@ -28,25 +28,10 @@ export interface FillTarget {
   readonly disableLargePages: boolean;
 }
 
-/** Maps one physically contiguous run. */
-function mapRun(domain: IoptDomain, iova: bigint, pa: bigint, length: bigint, prot: number, small: boolean): Errno | undefined {
-  if (!small) return domain.map(iova, pa, length, prot);
-  for (let done = 0n; done < length; done += PAGE_SIZE_N) {
-    const e = domain.map(iova + done, pa + done, PAGE_SIZE_N, prot);
-    if (e === undefined) continue;
-    if (done > 0n) unmapNofail(domain, iova, done);
-    return e;
-  }
-  return undefined;
-}
-
 /** Maps the whole area; its pages are pinned, or are device memory that is not revoked. */
 function mapArea(area: IoptArea, pages: IoptPages, domain: IoptDomain, small: boolean): Errno | undefined {
   const dmabuf = pages.dmabufOrNone;
-  if (dmabuf !== undefined) {
-    const pa = dmabuf.phys.paddr + pages.baseByte + area.startByteAt(area.start);
-    return mapRun(domain, area.start, pa, area.length, (area.prot & ~IOMMU_CACHE) | IOMMU_MMIO, small);
-  }
+  if (dmabuf !== undefined) return dmabuf.map(area, pages.baseByte + area.startByteAt(area.start), domain, small);
   const last = area.lastIndex;
   let offset = BigInt(area.pageOffset);
   let iova = area.start;
@@ -57,7 +42,7 @@ function mapArea(area: IoptArea, pages: IoptPages, domain: IoptDomain, small: bo
     const room = BigInt(n) * PAGE_SIZE_N - offset;
     const left = area.last - iova + 1n;
     const length = room < left ? room : left;
-    const e = mapRun(domain, iova, BigInt(first) * PAGE_SIZE_N + offset, length, area.prot, small);
+    const e = mapRun(domain, iova, BigInt(first) * PAGE_SIZE_N + offset, length, area.prot, small ? PAGE_SIZE_N : undefined);
     if (e !== undefined) {
       if (iova > area.start) unmapNofail(domain, area.start, iova - area.start);
       return e;
@@ -71,7 +56,9 @@ function mapArea(area: IoptArea, pages: IoptPages, domain: IoptDomain, small: bo
 
 /** Unmaps the area from one domain; nothing to do for what a revoke has unmapped. Mutex of the pages held. */
 export function unmapArea(area: IoptArea, pages: IoptPages, domain: IoptDomain): void {
-  if (!pages.revoked) unmapNofail(domain, area.start, area.length);
+  const dmabuf = pages.dmabufOrNone;
+  if (dmabuf === undefined) unmapNofail(domain, area.start, area.length);
+  else dmabuf.unmap(area, domain);
 }
 
 /** What must be had before anything is done: an entry of the tracker for each domain, and a batch for the walk. ENOMEM. */
@@ -84,12 +71,13 @@ function prepare(pages: IoptPages, domains: number): Errno | undefined {
 /** Puts a new area, not yet visible, into every domain. */
 export function* fillDomains(target: FillTarget, area: IoptArea, pages: IoptPages): Step<Errno | undefined> {
   const [storage] = target.domains;
-  if (storage === undefined) return undefined;
+  if (storage === undefined) return pages.dmabufOrNone?.refusal;
   yield* pages.mutex.lock();
   try {
     const short = prepare(pages, target.domains.length);
     if (short !== undefined) return short;
     const dmabuf = pages.dmabufOrNone;
+    if (dmabuf?.refusal !== undefined) return dmabuf.refusal;
     if (dmabuf === undefined) {
       const e = yield* pages.pin(area.index, area.lastIndex);
       if (e !== undefined) {
@@ -112,7 +100,7 @@ export function* fillDomains(target: FillTarget, area: IoptArea, pages: IoptPage
         return e;
       }
     }
-    if (dmabuf !== undefined) for (const domain of target.domains) dmabuf.track(area, domain);
+    if (dmabuf !== undefined) for (const domain of target.domains) dmabuf.track(area, domain, target.disableLargePages);
     area.storageDomain = storage;
     pages.addToDomains(area);
     return undefined;
@@ -144,6 +132,7 @@ export function* fillDomain(small: boolean, area: IoptArea, pages: IoptPages, do
     const short = prepare(pages, 1);
     if (short !== undefined) return short;
     const dmabuf = pages.dmabufOrNone;
+    if (dmabuf?.refusal !== undefined) return dmabuf.refusal;
     if (dmabuf === undefined || !dmabuf.revoked) {
       let e = dmabuf === undefined ? yield* pages.pin(area.index, area.lastIndex) : undefined;
       if (e === undefined) {
@@ -158,7 +147,7 @@ export function* fillDomain(small: boolean, area: IoptArea, pages: IoptPages, do
         return e;
       }
     }
-    dmabuf?.track(area, domain);
+    dmabuf?.track(area, domain, small);
     if (area.storageDomain === undefined) {
       area.storageDomain = domain;
       pages.addToDomains(area);

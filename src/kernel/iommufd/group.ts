@@ -19,6 +19,7 @@ import type { IommuGroup } from "../iommu/group.ts";
 import { type IommufdCtx, iommufdCtxPut } from "./ctx.ts";
 import { autoResponseFaults, IommufdAttachHandle } from "./fault.ts";
 import type { IommufdHwpt } from "./hwpt.ts";
+import type { IoPagetable } from "./io_pagetable.ts";
 import { decUsers, IommufdObject, tombstoneOwnedObject, tryIncUsers } from "./object.ts";
 import type { IommufdVdevice } from "./vdevice.ts";
 
@@ -144,6 +145,22 @@ function* exchange(group: IommuGroup, hwpt: IommufdHwpt, idev: IommufdDevice, pa
   return yield* group.replacePasid(hwpt.domain, idev.dev, pasid, handle);
 }
 
+/** Takes the devices in as requesters of the table: all, or none and EINVAL. */
+function* admit(iopt: IoPagetable | undefined, devices: readonly IommufdDevice[]): Step<Errno | undefined> {
+  if (iopt === undefined) return undefined;
+  for (const [i, { dev }] of devices.entries()) {
+    const e = yield* iopt.admit(dev);
+    if (e === undefined) continue;
+    yield* dismiss(iopt, devices.slice(0, i));
+    return e;
+  }
+  return undefined;
+}
+
+function* dismiss(iopt: IoPagetable | undefined, devices: readonly IommufdDevice[]): Step<void> {
+  if (iopt !== undefined) for (const { dev } of devices) yield* iopt.dismiss(dev);
+}
+
 /** Attaches a device to a domain. EBUSY: it is attached already. EINVAL: its group is attached elsewhere, or the domain does not suit it. */
 export function* attachHwpt(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Step<Errno | undefined> {
   const igroup = idev.group;
@@ -153,14 +170,21 @@ export function* attachHwpt(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: numbe
     const attach = igroup.attached.get(pasid);
     if (attach?.devices.has(idev.id)) return EBUSY;
     if (attach !== undefined && attach.hwpt !== hwpt) return EINVAL;
+    const peers = hwpt.paging?.ioas.iopt;
+    const refused = yield* admit(peers, [idev]);
+    if (refused !== undefined) return refused;
     if (paging !== undefined) {
       const e = yield* paging.ioas.iopt.enforceReservedRegions(idev.dev, igroup.group.reservedRegions(idev.dev));
-      if (e !== undefined) return e;
+      if (e !== undefined) {
+        yield* dismiss(peers, [idev]);
+        return e;
+      }
     }
     if (attach === undefined) {
       const e = checkPasid(hwpt, idev, pasid) ?? (yield* install(igroup.group, hwpt, idev, pasid));
       if (e !== undefined) {
         if (paging !== undefined) yield* paging.ioas.iopt.removeReserved(idev.dev);
+        yield* dismiss(peers, [idev]);
         return e;
       }
       igroup.attached.set(pasid, { hwpt, devices: new Map([[idev.id, idev]]) });
@@ -193,6 +217,7 @@ export function* detachHwpt(idev: IommufdDevice, pasid: number): Step<boolean> {
       igroup.attached.delete(pasid);
     }
     if (pasid === NO_PASID && hwpt.paging !== undefined) yield* hwpt.paging.ioas.iopt.removeReserved(idev.dev);
+    yield* dismiss(hwpt.paging?.ioas.iopt, [idev]);
     traceAttach(idev, hwpt, "detach");
   } finally {
     igroup.lock.unlock();
@@ -221,11 +246,16 @@ export function* replaceHwpt(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: numb
     const old = attach.hwpt;
     if (old === hwpt) return undefined;
     const moves = paging !== undefined && old.paging?.ioas !== paging.ioas;
+    const peers = hwpt.paging?.ioas.iopt;
+    const devices = [...attach.devices.values()];
+    const refused = yield* admit(peers, devices);
+    if (refused !== undefined) return refused;
     if (moves) {
       for (const d of attach.devices.values()) {
         const e = yield* paging.ioas.iopt.enforceReservedRegions(d.dev, igroup.group.reservedRegions(d.dev));
         if (e !== undefined) {
           yield* removeGroupReserved(attach, hwpt);
+          yield* dismiss(peers, devices);
           return e;
         }
       }
@@ -234,9 +264,11 @@ export function* replaceHwpt(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: numb
     const e = checkPasid(hwpt, idev, pasid) ?? (yield* exchange(igroup.group, hwpt, idev, pasid));
     if (e !== undefined) {
       if (moves) yield* removeGroupReserved(attach, hwpt);
+      yield* dismiss(peers, devices);
       return e;
     }
     yield* autoResponseFaults(old, handle);
+    yield* dismiss(old.paging?.ioas.iopt, devices);
     if (pasid === NO_PASID && old.paging !== undefined && old.paging.ioas !== hwpt.paging?.ioas) yield* removeGroupReserved(attach, old);
     attach.hwpt = hwpt;
     const n = attach.devices.size;

@@ -23,6 +23,7 @@ import { KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { RwSem } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
+import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import { IoptArea } from "./area.ts";
 import { IOMMU_WRITE, type IoptDomain, smallestPage } from "./domain.ts";
@@ -91,6 +92,13 @@ export class IoPagetable implements FillTarget, IovaSpace {
   /** By access id, lowest free first. */
   readonly accesses: (IoptAccess | undefined)[] = [];
   disableLargePages = false;
+  /** Mappings of negotiated buffers made here come back after a temporary revoke; set before they are made. */
+  revalidate = false;
+  /**
+   * Devices attached through a domain of this table, with the number of their
+   * attachments; kept only where mappings are negotiated. Under `iovaSem`.
+   */
+  readonly requesters: Map<Device, number> = new Map();
   /** A power of two; 1 while nothing needs more. */
   iovaAlignment = 1n;
   noHoleBelow: bigint = PAGE_SIZE_N;
@@ -194,9 +202,11 @@ export class IoPagetable implements FillTarget, IovaSpace {
       }
       yield* this.iovaSem.downWrite();
       // Inside the domains lock: a domain that is added next finds them complete.
-      for (const [i, area] of areas.entries()) area.pages = (slices[i] as PagesSlice).pages;
+      const e = this.#checkPeers(slices);
+      if (e === undefined) for (const [i, area] of areas.entries()) area.pages = (slices[i] as PagesSlice).pages;
       this.iovaSem.upWrite();
-      return undefined;
+      if (e !== undefined) for (const [i, area] of areas.entries()) yield* unfillDomains(this, area, (slices[i] as PagesSlice).pages);
+      return e;
     } finally {
       this.domainsSem.upRead();
     }
@@ -382,6 +392,46 @@ export class IoPagetable implements FillTarget, IovaSpace {
     } finally {
       this.iovaSem.upWrite();
     }
+  }
+
+  // ----- peers
+
+  /**
+   * `dev` is about to translate through a domain of this table. EINVAL when it
+   * would not reach the memory of a buffer that is mapped here. Only where
+   * mappings are negotiated: Linux 7.3 does not look.
+   */
+  *admit(dev: Device): Step<Errno | undefined> {
+    if (this.kernel.interconnect !== "negotiated") return undefined;
+    yield* this.iovaSem.downWrite();
+    try {
+      for (const a of this.areas) if (a.pages?.dmabufOrNone?.reaches(dev) === false) return EINVAL;
+      this.requesters.set(dev, (this.requesters.get(dev) ?? 0) + 1);
+      return undefined;
+    } finally {
+      this.iovaSem.upWrite();
+    }
+  }
+
+  /** Undoes one `admit`. */
+  *dismiss(dev: Device): Step<void> {
+    if (this.kernel.interconnect !== "negotiated") return;
+    yield* this.iovaSem.downWrite();
+    const n = (this.requesters.get(dev) ?? 0) - 1;
+    if (n < 0) throw new KernelBug(`${dev.name} leaves an I/O page table twice`);
+    if (n > 0) this.requesters.set(dev, n);
+    else this.requesters.delete(dev);
+    this.iovaSem.upWrite();
+  }
+
+  /** Devices may have come since the buffers were negotiated. iovaSem held for writing. */
+  #checkPeers(slices: readonly PagesSlice[]): Errno | undefined {
+    for (const { pages } of slices) {
+      const dmabuf = pages.dmabufOrNone;
+      if (dmabuf === undefined) continue;
+      for (const dev of this.requesters.keys()) if (!dmabuf.reaches(dev)) return EOPNOTSUPP;
+    }
+    return undefined;
   }
 
   // ----- domains

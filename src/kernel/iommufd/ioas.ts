@@ -153,7 +153,7 @@ export function* ioasMapFile(ucmd: Ucmd, cmd: ViewOf<typeof IommuIoasMapFile>): 
   const ioas = getObject(ctx, cmd.ioas_id, IommufdIoas);
   if (ioas instanceof Errno) return ioas;
   try {
-    const slice = yield* allocFdPages(ctx, cmd.fd, cmd.start, length, (flags & IOMMU_IOAS_MAP_WRITEABLE) !== 0);
+    const slice = yield* allocFdPages(ctx, ioas.iopt, cmd.fd, cmd.start, length, (flags & IOMMU_IOAS_MAP_WRITEABLE) !== 0);
     if (slice instanceof Errno) return slice;
     const kind = slice.pages.type;
     const at = (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0 ? cmd.iova : undefined;

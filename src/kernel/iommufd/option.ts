@@ -1,4 +1,4 @@
-/** IOMMU_OPTION: RLIMIT_MODE of a context, HUGE_PAGES of an IOAS. Source: drivers/iommu/iommufd/{main,ioas}.c. */
+/** IOMMU_OPTION: RLIMIT_MODE of a context, HUGE_PAGES of an IOAS; negotiated, DMABUF_REVALIDATE of an IOAS too. Source: drivers/iommu/iommufd/{main,ioas}.c. */
 import { EBUSY, EFAULT, EINVAL, EOPNOTSUPP, EPERM, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import {
@@ -8,6 +8,7 @@ import {
   IOMMU_OPTION_RLIMIT_MODE,
   IommuOption,
 } from "../../uapi/iommufd.ts";
+import { IOMMU_OPTION_DMABUF_REVALIDATE } from "../../uapi/proposed.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
 import { copyToUser } from "../mm/user_memory.ts";
 import type { IommufdCtx } from "./ctx.ts";
@@ -22,6 +23,7 @@ export function* option(ucmd: Ucmd, cmd: Cmd): Step<Errno | undefined> {
   let e: Errno | undefined;
   if (cmd.option_id === IOMMU_OPTION_RLIMIT_MODE) e = rlimitMode(ucmd.ctx, cmd);
   else if (cmd.option_id === IOMMU_OPTION_HUGE_PAGES) e = yield* ioasOption(ucmd.ctx, cmd);
+  else if (cmd.option_id === IOMMU_OPTION_DMABUF_REVALIDATE && ucmd.ctx.kernel.interconnect === "negotiated") e = revalidate(ucmd.ctx, cmd);
   else e = EOPNOTSUPP;
   if (e !== undefined) return e;
   const { val64: at } = IommuOption.offsets;
@@ -56,6 +58,24 @@ function* ioasOption(ctx: IommufdCtx, cmd: Cmd): Step<Errno | undefined> {
     if (cmd.op !== IOMMU_OPTION_OP_SET) return EOPNOTSUPP;
     if (cmd.val64 > 1n) return EINVAL;
     return yield* ioas.iopt.setLargePages(cmd.val64 === 1n);
+  } finally {
+    putObject(ctx, ioas);
+  }
+}
+
+/** Do mappings of dma-bufs that are made from now on come back after a temporary revoke? */
+function revalidate(ctx: IommufdCtx, cmd: Cmd): Errno | undefined {
+  const ioas = getObject(ctx, cmd.object_id, IommufdIoas);
+  if (ioas instanceof Errno) return ioas;
+  try {
+    if (cmd.op === IOMMU_OPTION_OP_GET) {
+      cmd.val64 = ioas.iopt.revalidate ? 1n : 0n;
+      return undefined;
+    }
+    if (cmd.op !== IOMMU_OPTION_OP_SET) return EOPNOTSUPP;
+    if (cmd.val64 > 1n) return EINVAL;
+    ioas.iopt.revalidate = cmd.val64 === 1n;
+    return undefined;
   } finally {
     putObject(ctx, ioas);
   }

@@ -25,7 +25,6 @@ import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
-import { ioptReleaseDmabuf } from "../dma_buf/interconnect.ts";
 import type { File } from "../fs/file.ts";
 import { pinFilePages, unpinFilePages } from "../fs/memfd.ts";
 import type { Kernel } from "../kernel.ts";
@@ -99,7 +98,7 @@ export class IoptPages {
     return d;
   }
 
-  /** Device memory that is gone for good: nothing is mapped, nothing will be. Under `mutex`. */
+  /** Memory of a dma-buf that is taken away: nothing is mapped. Under `mutex`. */
   get revoked(): boolean {
     return this.dmabufOrNone?.revoked ?? false;
   }
@@ -141,7 +140,7 @@ export class IoptPages {
     bugOn(this.npinned > 0 || this.#pins?.accesses !== undefined, "iopt_pages are freed while pinned");
     const dmabuf = this.dmabufOrNone;
     if (dmabuf !== undefined) {
-      yield* ioptReleaseDmabuf(this);
+      yield* dmabuf.release();
       bugOn(dmabuf.tracked > 0, "iopt_pages of a dma-buf are freed while tracked");
     }
     if (this.file !== undefined) this.kernel.fs.fput(this.file);

@@ -7,15 +7,17 @@
  */
 import { PAGE_MASK_N, PAGE_SHIFT, PAGE_SIZE_N, U32_MAX, U64_MAX } from "../../lib/addr.ts";
 import { EBADF, EINVAL, ENOMEM, EOVERFLOW, Errno } from "../../lib/errno.ts";
+import type { Mutex } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
 import { type DmaBuf, dmaBufGet, dmaBufPut } from "../dma_buf/dma_buf.ts";
 import { ioptMapDmabuf } from "../dma_buf/interconnect.ts";
 import type { File } from "../fs/file.ts";
 import type { IommufdCtx } from "./ctx.ts";
-import type { PagesSlice } from "./io_pagetable.ts";
+import type { IoPagetable, PagesSlice } from "./io_pagetable.ts";
 import { iommufdModule } from "./module.ts";
 import { IoptPages, pagesFor } from "./pages.ts";
-import { ioptDmabufAttachOps, PagesDmabuf } from "./pages_dmabuf.ts";
+import { ioptDmabufAttachOps, PagesDmabuf, PrivateMapDmabuf, type PrivateMapPages } from "./pages_dmabuf.ts";
+import { NegotiatedDmabuf } from "./pages_negotiated.ts";
 import { PagesSource } from "./source.ts";
 
 /** Pages of `length` bytes from byte `start` of the origin; takes over the reference of `backing` when it succeeds. */
@@ -52,16 +54,23 @@ export function allocUserPages(ctx: IommufdCtx, addr: bigint, length: bigint, wr
 /**
  * What descriptor `fd` of the caller refers to. A dma-buf is attached, pinned and
  * asked for its physical range; any other file is taken as it is, and pinned when
- * something needs it. EINVAL, EOVERFLOW, EBADF, or the exporter's refusal.
+ * something needs it. `iopt` is the table that will show them. EINVAL, EOVERFLOW, EBADF, or the exporter's refusal.
  */
-export function* allocFdPages(ctx: IommufdCtx, fd: number, start: bigint, length: bigint, writable: boolean): Step<PagesSlice | Errno> {
+export function* allocFdPages(
+  ctx: IommufdCtx,
+  iopt: IoPagetable,
+  fd: number,
+  start: bigint,
+  length: bigint,
+  writable: boolean,
+): Step<PagesSlice | Errno> {
   if (length === 0n) return EINVAL;
   const last = start + length - 1n;
   if (last > U64_MAX) return EOVERFLOW;
   const { current } = ctx.kernel;
   const dmabuf = dmaBufGet(current, fd);
   if (!(dmabuf instanceof Errno)) {
-    const slice = yield* allocDmabufPages(ctx, dmabuf, start, length, writable);
+    const slice = yield* allocDmabufPages(iopt, ctx, dmabuf, start, length, writable);
     if (slice instanceof Errno) dmaBufPut(dmabuf);
     return slice;
   }
@@ -75,14 +84,36 @@ export function* allocFdPages(ctx: IommufdCtx, fd: number, start: bigint, length
 }
 
 /** On success the pages own the caller's reference on the dma-buf. */
-function* allocDmabufPages(ctx: IommufdCtx, dmabuf: DmaBuf, start: bigint, length: bigint, writable: boolean): Step<PagesSlice | Errno> {
+function* allocDmabufPages(
+  iopt: IoPagetable,
+  ctx: IommufdCtx,
+  dmabuf: DmaBuf,
+  start: bigint,
+  length: bigint,
+  writable: boolean,
+): Step<PagesSlice | Errno> {
   if (dmabuf.size <= start + length - 1n || length / PAGE_SIZE_N >= BigInt(U32_MAX)) return EINVAL;
-  const slice = allocPages(ctx, start, length, writable, new PagesDmabuf());
+  const { kernel } = ctx;
+  const backing =
+    kernel.interconnect === "negotiated"
+      ? new NegotiatedDmabuf(start - (start & PAGE_MASK_N), writable, iopt.revalidate)
+      : new PrivateMapDmabuf();
+  const slice = allocPages(ctx, start, length, writable, backing);
   if (slice instanceof Errno) return slice;
-  const e = yield* ioptMapDmabuf(ctx.kernel, slice.pages, dmabuf, ioptDmabufAttachOps, iommufdModule(ctx.kernel).selftest?.privateMap);
-  if (e !== undefined) {
-    yield* slice.pages.put();
-    return e;
-  }
-  return slice;
+  const e = yield* attachDmabuf(iopt, slice.pages.mutex, backing, dmabuf);
+  if (e === undefined) return slice;
+  yield* slice.pages.put();
+  return e;
+}
+
+function* attachDmabuf(
+  iopt: IoPagetable,
+  mutex: Mutex,
+  backing: NegotiatedDmabuf | PrivateMapDmabuf,
+  dmabuf: DmaBuf,
+): Step<Errno | undefined> {
+  if (backing instanceof NegotiatedDmabuf) return yield* backing.attach(dmabuf, mutex, () => iopt.requesters.keys());
+  const { kernel } = iopt;
+  const shared: PrivateMapPages = { kernel, mutex, dmabuf: backing };
+  return yield* ioptMapDmabuf(kernel, shared, dmabuf, ioptDmabufAttachOps, iommufdModule(kernel).selftest?.privateMap);
 }

@@ -6,12 +6,14 @@
  * test code was mended; what was recorded for comparison has the mend.
  * Source: iommufd_test_dmabuf_ops in drivers/iommu/iommufd/selftest.c.
  */
-import { alignUp, PAGE_SHIFT, PAGE_SIZE_N, type Pfn, physAddr } from "../../lib/addr.ts";
+import { alignUp, PAGE_SHIFT, PAGE_SIZE_N, type Pfn, type PhysAddr, physAddr } from "../../lib/addr.ts";
 import { EINVAL, ENODEV, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { dmaBufInvalidateMappings } from "../dma_buf/attachment.ts";
 import { type DmaBuf, type DmaBufOps, dmaBufExport, dmaBufFd, dmaBufGet, dmaBufPut } from "../dma_buf/dma_buf.ts";
 import type { PrivateMap } from "../dma_buf/interconnect.ts";
+import { type ExporterOffer, type PhysRange, RevokeLevel } from "../dma_buf/negotiated/contract.ts";
+import { dmaBufRestore, dmaBufRevoke } from "../dma_buf/negotiated/revoke.ts";
 import type { Kernel } from "../kernel.ts";
 
 const MOST_PAGES = 512n;
@@ -23,11 +25,23 @@ interface TestBuffer {
   revoked: boolean;
 }
 
+/** It poses as a device's memory that can be revoked. */
+const OFFERS: readonly ExporterOffer[] = [{ type: "iommu", minLevel: RevokeLevel.sync }];
+
+const physOf = (dmabuf: DmaBuf): PhysAddr => physAddr(BigInt((dmabuf.priv as TestBuffer).first) << BigInt(PAGE_SHIFT));
+
 const testDmabufOps: DmaBufOps = {
   *mapDmaBuf(): Step<Errno> {
     return EOPNOTSUPP;
   },
   *unmapDmaBuf(): Step<void> {},
+  negotiated: {
+    offers: () => OFFERS,
+    providers: () => [],
+    *place(dmabuf): Step<readonly PhysRange[]> {
+      return [{ paddr: physOf(dmabuf), len: dmabuf.size, kind: "mmio", cache: "uncached", provider: undefined }];
+    },
+  },
   *release(dmabuf: DmaBuf): Step<void> {
     const { first, npages } = dmabuf.priv as TestBuffer;
     for (let i = 0; i < npages; i++) dmabuf.kernel.frames.put((first + i) as Pfn);
@@ -61,6 +75,11 @@ export function* testDmabufRevoke(kernel: Kernel, fd: number, revoked: boolean):
   if (dmabuf instanceof Errno) return dmabuf;
   try {
     if (dmabuf.ops !== testDmabufOps) return EOPNOTSUPP;
+    if (dmabuf.negotiated !== undefined) {
+      if (revoked) yield* dmaBufRevoke(dmabuf.negotiated, "temporary");
+      else yield* dmaBufRestore(dmabuf.negotiated);
+      return undefined;
+    }
     yield* dmabuf.resv.lock();
     (dmabuf.priv as TestBuffer).revoked = revoked;
     yield* dmaBufInvalidateMappings(dmabuf);
@@ -75,7 +94,6 @@ export function* testDmabufRevoke(kernel: Kernel, fd: number, revoked: boolean):
 export const testDmabufMap: PrivateMap = ({ dmabuf }) => {
   dmabuf.resv.assertHeld();
   if (dmabuf.ops !== testDmabufOps) return EOPNOTSUPP;
-  const { first, revoked } = dmabuf.priv as TestBuffer;
-  if (revoked) return ENODEV;
-  return { paddr: physAddr(BigInt(first) << BigInt(PAGE_SHIFT)), len: dmabuf.size };
+  if ((dmabuf.priv as TestBuffer).revoked) return ENODEV;
+  return { paddr: physOf(dmabuf), len: dmabuf.size };
 };

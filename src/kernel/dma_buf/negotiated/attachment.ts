@@ -87,7 +87,8 @@ export function* dmaBufNegotiate(
   const { trace } = dmabuf.kernel;
   const agreement = buffer === undefined ? EOPNOTSUPP : agree(buffer, offers, importer);
   if (buffer === undefined || agreement instanceof Errno) {
-    if (trace.on) trace.emit({ type: "dma_buf.attach_refused", ino: dmabuf.ino, importer: importer.name, errno: (agreement as Errno).name });
+    if (trace.on)
+      trace.emit({ type: "dma_buf.attach_refused", ino: dmabuf.ino, importer: importer.name, errno: (agreement as Errno).name });
     return agreement as Errno;
   }
   const att = new NegotiatedAttachment(buffer, importer, agreement, priv);

@@ -24,9 +24,10 @@
  *
  * Source: this design; docs/negotiation.md.
  */
+
+import type { Errno } from "../../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Sched } from "../../../sched/sched.ts";
-import type { Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import { Completion } from "../../../sched/wait.ts";
 import type { P2pdmaProvider } from "../../pci/p2pdma.ts";

@@ -52,7 +52,10 @@ export interface PhysRange {
 export type MappingType = "dma" | "iommu" | "phys" | "private";
 
 /** What an importer can use, best first in its list. */
-export type ImporterOffer = { readonly level: RevokeLevel; /** Longest time from `invalidate` to the unmap, ns; for `bounded`. */ readonly boundNs?: number } & (
+export type ImporterOffer = {
+  readonly level: RevokeLevel /** Longest time from `invalidate` to the unmap, ns; for `bounded`. */;
+  readonly boundNs?: number;
+} & (
   | {
       readonly type: "dma";
       /** Who will put the addresses on a bus. */

@@ -19,7 +19,7 @@
  *
  * Source: this design; docs/negotiation.md.
  */
-import { hex } from "../../../lib/addr.ts";
+import { hex, minN } from "../../../lib/addr.ts";
 import { EACCES, EINVAL, ENODEV, type Errno } from "../../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Device } from "../../device.ts";
@@ -75,7 +75,7 @@ export class IommuHandle extends MappingHandle {
         skip -= r.len;
         continue;
       }
-      const n = r.len - skip < left ? r.len - skip : left;
+      const n = minN(r.len - skip, left);
       const e = mapRange(domain, at, r.paddr + skip, n, attributes(r, prot), step ?? n);
       if (e !== undefined) {
         unmapAll(domain, iova, at - iova);
@@ -109,6 +109,16 @@ export class IommuHandle extends MappingHandle {
     return this.#pieces.length;
   }
 
+  /** Where byte `offset` of the buffer is, for checkers. */
+  physAt(offset: bigint): bigint | undefined {
+    let skip = offset;
+    for (const r of this.#ranges) {
+      if (skip < r.len) return r.paddr + skip;
+      skip -= r.len;
+    }
+    return undefined;
+  }
+
   sever(): boolean {
     for (const p of this.#pieces) unmapAll(p.domain, p.iova, p.length);
     this.#pieces = [];
@@ -127,7 +137,7 @@ function attributes(r: PhysRange, prot: number): number {
 
 function mapRange(domain: MapTarget, iova: bigint, pa: bigint, length: bigint, prot: number, step: bigint): Errno | undefined {
   for (let done = 0n; done < length; done += step) {
-    const n = length - done < step ? length - done : step;
+    const n = minN(length - done, step);
     const e = domain.map(iova + done, pa + done, n, prot);
     if (e === undefined) continue;
     unmapAll(domain, iova, done);
