@@ -1,6 +1,7 @@
 /** /dev/iommu: address spaces, their mappings, and page tables. */
 import { Errno } from "../lib/errno.ts";
 import * as u from "../uapi/index.ts";
+import { IOMMU_OPTION_DMABUF_REVALIDATE } from "../uapi/proposed.ts";
 import type { DmaBufHandle } from "./dma_buf.ts";
 import { Handle, must } from "./handle.ts";
 
@@ -96,6 +97,14 @@ export class Ioas {
   constructor(iommufd: Iommufd, id: number) {
     this.iommufd = iommufd;
     this.id = id;
+  }
+
+  /**
+   * Mappings of dma-bufs made from now on come back by themselves after a
+   * temporary revoke. Only where the interconnect is negotiated: EOPNOTSUPP otherwise.
+   */
+  restoreMappings(on = true): void {
+    this.iommufd.setOption(IOMMU_OPTION_DMABUF_REVALIDATE, on ? 1n : 0n, this.id);
   }
 
   /** Usable IOVA ranges, and the alignment a map must have. */

@@ -86,6 +86,6 @@ describe("a machine description", () => {
   });
 
   it("that names a file which is not there says which names there are", () => {
-    expect(() => readMachine("nowhere")).toThrow(/default, oracle/);
+    expect(() => readMachine("nowhere")).toThrow(/default, negotiated, oracle/);
   });
 });

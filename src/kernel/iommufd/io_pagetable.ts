@@ -75,6 +75,10 @@ export interface ReservedByDevice {
   readonly type: string;
 }
 
+/** Its memory is gone for good, as Linux 7.3 never says: another may stand in its place without an unmap before. */
+const isDead = (area: IoptArea): boolean =>
+  area.pages?.dmabufOrNone?.refusal !== undefined && area.numAccesses === 0 && area.numLocks === 0;
+
 /** How often an unmap asks accesses to let go before it gives up. */
 const MAX_TRIES = 100;
 
@@ -131,9 +135,11 @@ export class IoPagetable implements FillTarget, IovaSpace {
    */
   *mapPages(slices: readonly PagesSlice[], length: bigint, at: bigint | undefined, prot: number): Step<bigint | Errno> {
     const areas: IoptArea[] = [];
+    const replaced: IoptArea[] = [];
     let e: Errno | undefined;
     let iova = 0n;
-    const claimed = yield* this.#claim(slices, length, at, prot, areas);
+    const claimed = yield* this.#claim(slices, length, at, prot, areas, replaced);
+    for (const dead of replaced) yield* this.#bury(dead);
     if (claimed instanceof Errno) {
       e = claimed;
     } else {
@@ -146,8 +152,15 @@ export class IoPagetable implements FillTarget, IovaSpace {
     return e;
   }
 
-  /** Reserves the IOVA with areas that have no pages yet. */
-  *#claim(slices: readonly PagesSlice[], length: bigint, at: bigint | undefined, prot: number, areas: IoptArea[]): Step<bigint | Errno> {
+  /** Reserves the IOVA with areas that have no pages yet. Dead areas in whose place they stand go to `replaced`. */
+  *#claim(
+    slices: readonly PagesSlice[],
+    length: bigint,
+    at: bigint | undefined,
+    prot: number,
+    areas: IoptArea[],
+    replaced: IoptArea[],
+  ): Step<bigint | Errno> {
     yield* this.iovaSem.downWrite();
     try {
       const [first] = slices;
@@ -160,6 +173,11 @@ export class IoPagetable implements FillTarget, IovaSpace {
       for (const s of slices) {
         const area = this.#newArea(s, iova, prot);
         if (area instanceof Errno) return area;
+        const dead = this.areas.first(area.start, area.last);
+        if (dead !== undefined) {
+          this.areas.remove(dead);
+          replaced.push(dead);
+        }
         this.areas.insert(area);
         this.#module.liveAreas++;
         areas.push(area);
@@ -187,7 +205,19 @@ export class IoPagetable implements FillTarget, IovaSpace {
     const last = iova + length - 1n;
     if (last > U64_MAX) return EOVERFLOW;
     if (this.reserved.first(iova, last) !== undefined) return EINVAL;
-    return this.areas.first(iova, last) === undefined ? undefined : EEXIST;
+    const there = this.areas.first(iova, last);
+    return there === undefined || (there.start === iova && there.last === last && isDead(there)) ? undefined : EEXIST;
+  }
+
+  /** Takes an area apart whose place in the tree another has. Nothing of it is mapped in any domain. */
+  *#bury(area: IoptArea): Step<void> {
+    const { pages } = area;
+    if (pages === undefined) throw new KernelBug("iommufd: an area under construction is taken for dead");
+    yield* this.domainsSem.downRead();
+    yield* unfillDomains(this, area, pages);
+    yield* pages.put();
+    this.domainsSem.upRead();
+    this.#module.liveAreas--;
   }
 
   /** Fills every domain with the new areas, then completes them. */
