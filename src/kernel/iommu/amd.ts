@@ -9,7 +9,7 @@
  * Source: AMD I/O virtualization technology specification 3.05, 3.4.3 (extended
  * feature register), 2.5.3 (IO_PAGE_FAULT); drivers/iommu/amd/iommu.c, iommufd.c.
  */
-import { EINVAL, EOPNOTSUPP, type Errno } from "../../lib/index.ts";
+import { EINVAL, EOPNOTSUPP, type Errno, KernelBug } from "../../lib/index.ts";
 import { amdv1, PageTable } from "../../pt/index.ts";
 import type { Step } from "../../sched/index.ts";
 import {
@@ -26,6 +26,7 @@ import { type IommuDirtyOps, IommuDomain, type IommuDomainType, type IommuOps, p
 import { amdFault, type FaultCause, type FaultFacts, type IommuFault } from "./fault.ts";
 import { AMD_HT_RANGE, type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
 import { type IommuCap, IommuUnit } from "./unit.ts";
+import type { ViommuOps } from "./viommu.ts";
 
 const amdOps: IommuOps = { name: "amd" };
 
@@ -136,6 +137,16 @@ export class AmdIommu extends IommuUnit {
     return domain;
   }
 
+  /** Of any type, as the driver of 7.3 does not look at it. */
+  override supportsViommu(_dev: Device, _type: number): boolean {
+    return true;
+  }
+
+  /** Nothing can be done with one yet but to give it devices: the driver of 7.3 nests no domain in it, and invalidates nothing. */
+  override *viommuInit(): Step<ViommuOps> {
+    return {};
+  }
+
   override domainAllocDma(_dev: Device): IommuDomain | Errno {
     return new AmdDomain(this.kernel, "dma", this.#shape, false);
   }
@@ -189,5 +200,7 @@ function eventOf(cause: FaultCause): readonly [number, string] {
       return [0, "the address is wider than the table"];
     case "interrupt-window":
       return [EVENT_I | EVENT_PE, "the interrupt window was used for something else than an interrupt"];
+    default:
+      throw new KernelBug(`AMD-Vi: ${cause}, and nothing is nested`);
   }
 }

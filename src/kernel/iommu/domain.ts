@@ -100,6 +100,8 @@ export class IommuDomain {
   dirtyTracking = false;
   /** Who translates through it now. */
   readonly users: Set<DomainUser> = new Set();
+  /** Domains whose addresses go through this one. */
+  readonly nested: Set<IommuDomain> = new Set();
   #table: PageTable | undefined = undefined;
   readonly #makeTable: ((domain: IommuDomain) => PageTable) | undefined;
   #freed = false;
@@ -186,6 +188,11 @@ export class IommuDomain {
     this.#flush(0n, U64_MAX);
   }
 
+  /** Drops what is cached of [start, last]. */
+  flushRange(start: bigint, last: bigint): void {
+    this.#flush(start, last);
+  }
+
   /** Where `iova` leads, or undefined. Never looks at a cache. */
   iovaToPhys(iova: bigint): bigint | undefined {
     if (this.type === "identity") return iova;
@@ -201,6 +208,7 @@ export class IommuDomain {
   free(): void {
     if (!this.paging && this.type !== "nested") return;
     if (this.users.size > 0) throw new KernelBug(`domain ${this.id} is freed with ${this.users.size} devices attached`);
+    if (this.nested.size > 0) throw new KernelBug(`domain ${this.id} is freed with ${this.nested.size} domains nested in it`);
     if (this.#freed) throw new KernelBug(`domain ${this.id} is freed twice`);
     this.#freed = true;
     this.#table?.destroy();
@@ -222,6 +230,8 @@ export class IommuDomain {
       dropped += u.unit.iotlb.invalidate(this.id, start, last);
     }
     if (this.kernel.trace.on) this.kernel.trace.emit({ type: "iommu.flush", domain: this.id, start, last, dropped });
+    // Their translations do not tell which addresses of this one they went through.
+    for (const n of this.nested) n.flushAll();
   }
 }
 

@@ -9,8 +9,27 @@
  */
 import { hex } from "../../lib/index.ts";
 
+/** What stopped a nested access in the guest's first stage, or on the way to it. */
+export type NestedFaultCause =
+  | "first-stage-not-canonical"
+  | "first-stage-not-present"
+  | "first-stage-reserved"
+  /** A user's request, and a page of the supervisor. */
+  | "first-stage-supervisor"
+  /** The address of an entry is wider than the second stage. */
+  | "first-stage-beyond-width"
+  /** The second stage does not let an entry be read. */
+  | "first-stage-unreadable"
+  /** The second stage does not let the A or D bit of an entry be set. */
+  | "first-stage-unwritable"
+  /** Nobody answers where an entry is. */
+  | "first-stage-lost"
+  /** The first stage leads to where the second has nothing. */
+  | "second-stage";
+
 /** What stopped the access. */
 export type FaultCause =
+  | NestedFaultCause
   /** Nothing is configured for the requester, or it is blocked. */
   | "no-domain"
   /** The PASID of the request has no domain. */

@@ -19,6 +19,9 @@ import {
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
   IOMMU_HWPT_ALLOC_NEST_PARENT,
   IOMMU_HWPT_ALLOC_PASID,
+  IOMMU_HWPT_DATA_VTD_S1,
+  IOMMU_VTD_S1_EAFE,
+  IOMMU_VTD_S1_SRE,
   IommuHwInfoVtd,
 } from "../../uapi/iommufd.ts";
 import type { Device } from "../device.ts";
@@ -26,8 +29,11 @@ import type { Kernel } from "../kernel.ts";
 import type { IommuDescription } from "./description.ts";
 import { type IommuDirtyOps, IommuDomain, type IommuDomainType, type IommuOps, pageTableDirtyOps } from "./domain.ts";
 import { type FaultCause, type FaultFacts, type IommuFault, intelFault } from "./fault.ts";
+import { IntelNestedDomain, intelAllocNested } from "./intel_nested.ts";
+import type { IotlbEntry } from "./iotlb.ts";
 import { type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
 import { type IommuCap, IommuUnit } from "./unit.ts";
+import type { IommuUserData } from "./user_data.ts";
 
 const intelOps: IommuOps = { name: "intel" };
 
@@ -36,6 +42,7 @@ const ECAP_C = 1n << 0n;
 const ECAP_SC = 1n << 7n;
 const ECAP_NEST = 1n << 26n;
 const ECAP_SRS = 1n << 31n;
+const ECAP_EAFS = 1n << 34n;
 const ECAP_PASID = 1n << 40n;
 const ECAP_SMTS = 1n << 43n;
 const ECAP_SSADS = 1n << 45n;
@@ -220,11 +227,24 @@ export class IntelIommu extends IommuUnit {
     return { type: IOMMU_HW_INFO_TYPE_INTEL_VTD, data: info.bytes };
   }
 
+  override domainAllocNested(_dev: Device, parent: IommuDomain, flags: number, data: IommuUserData): IommuDomain | Errno {
+    if (!this.#nesting || (flags & ~IOMMU_HWPT_ALLOC_PASID) !== 0 || data.type !== IOMMU_HWPT_DATA_VTD_S1) return EOPNOTSUPP;
+    if (!(parent instanceof IntelDomain) || parent.stage !== "second" || !parent.nestParent) return EINVAL;
+    return intelAllocNested(this.kernel, parent, data, (this.cap & CAP_FS1GP) !== 0n);
+  }
+
   protected override paging(domain: IommuDomain): Errno | undefined {
-    if (!(domain instanceof IntelDomain)) return EINVAL;
-    const e = domain.stage === "first" ? this.#acceptsFirstStage(domain) : this.#acceptsSecondStage(domain);
+    const own = domain instanceof IntelNestedDomain ? domain.parent : domain;
+    if (!(own instanceof IntelDomain)) return EINVAL;
+    const e = own.stage === "first" ? this.#acceptsFirstStage(own) : this.#acceptsSecondStage(own);
+    if (e !== undefined) return e;
     // No function of this machine makes page requests, so there is nothing to switch on.
-    return e ?? (domain.iopfHandler === undefined ? undefined : ENODEV);
+    if (domain.iopfHandler !== undefined) return ENODEV;
+    return domain instanceof IntelNestedDomain ? this.#acceptsNested(domain) : undefined;
+  }
+
+  protected override walkNested(domain: IommuDomain, iova: bigint, write: boolean): IotlbEntry | FaultCause {
+    return domain instanceof IntelNestedDomain ? domain.walk(iova, write) : "not-present";
   }
 
   protected override inReach(domain: IommuDomain, iova: bigint): boolean {
@@ -323,6 +343,13 @@ export class IntelIommu extends IommuUnit {
     return undefined;
   }
 
+  /** The guest's first stage has a shape that this unit walks. */
+  #acceptsNested({ width, flags }: IntelNestedDomain): Errno | undefined {
+    if (width !== 48 && (width !== 57 || (this.cap & CAP_FS5LP) === 0n)) return EINVAL;
+    if ((flags & IOMMU_VTD_S1_SRE) !== 0n && (this.ecap & ECAP_SRS) === 0n) return EINVAL;
+    return (flags & IOMMU_VTD_S1_EAFE) !== 0n && (this.ecap & ECAP_EAFS) === 0n ? EINVAL : undefined;
+  }
+
   #acceptsSecondStage(d: IntelDomain): Errno | undefined {
     if (d.dirtyOps !== undefined && !this.#dirtyTracking) return EINVAL;
     if (d.nestParent && !this.#nesting) return EINVAL;
@@ -363,6 +390,24 @@ function scalableReason(cause: FaultCause, first: boolean, write: boolean): read
       return first ? [0x80, "SM: The first-stage address is not canonical"] : [0x83, "SM: The address is wider than the unit translates"];
     case "interrupt-window":
       return [0x87, "SM: The interrupt window was used for something else than an interrupt"];
+    case "first-stage-not-canonical":
+      return [0x80, "SM: The first-stage address is not canonical"];
+    case "first-stage-not-present":
+      return [0x71, "SM: The first-stage entry is not present"];
+    case "first-stage-reserved":
+      return [0x72, "SM: A reserved bit of the first-stage entry is set"];
+    case "first-stage-supervisor":
+      return [0x81, "SM: The first-stage entry is the supervisor's"];
+    case "first-stage-beyond-width":
+      return [0x74, "SM: The first-stage entry is beyond the second stage"];
+    case "first-stage-unreadable":
+      return [0x76, "SM: The second stage does not let the first-stage entry be read"];
+    case "first-stage-unwritable":
+      return [0x77, "SM: The second stage does not let the first-stage entry be written"];
+    case "first-stage-lost":
+      return [0x70, "SM: The first-stage entry cannot be reached"];
+    case "second-stage":
+      return [0x79, "SM: The second-stage entry grants no access"];
     case "not-present":
       return first ? [0x71, "SM: The first-stage entry is not present"] : [0x79, "SM: The second-stage entry grants no access"];
     default:

@@ -151,7 +151,10 @@ export abstract class IommuUnit {
   /** The driver's struct for user space; EOPNOTSUPP for a type that is not this driver's. */
   protected abstract hwInfoData(type: number): { type: number; data: Uint8Array } | Errno;
 
-  /** EINVAL when this unit cannot walk the domain's table as it is. */
+  /** Walks a nested domain's tables. Absent: none of this driver's is ever walked. */
+  protected walkNested?(domain: IommuDomain, iova: bigint, write: boolean): IotlbEntry | FaultCause;
+
+  /** EINVAL when this unit cannot walk the domain's table, or those of a nested domain, as they are. */
   protected abstract paging(domain: IommuDomain): Errno | undefined;
 
   /** The driver's code, words and log line for a fault. */
@@ -168,7 +171,7 @@ export abstract class IommuUnit {
     if (!("data" in info)) return info;
     let capabilities = 0n;
     if (this.capable("dirty-tracking", dev)) capabilities |= IOMMU_HW_CAP_DIRTY_TRACKING;
-    if (dev.bus === "pci" && !this.capable("pci-ats-supported", dev)) capabilities |= IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED;
+    if (!this.capable("pci-ats-supported", dev)) capabilities |= IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED;
     const maxPasids = this.requesters.get(dev.rid)?.maxPasids ?? 0;
     return { ...info, capabilities, maxPasidLog2: maxPasids === 0 ? 0 : Math.floor(Math.log2(maxPasids)) };
   }
@@ -210,7 +213,7 @@ export abstract class IommuUnit {
   setPasid(dev: Device, pasid: number, domain: IommuDomain): Errno | undefined {
     const r = this.requesters.get(dev.rid);
     if (r === undefined || r.maxPasids === 0) return EOPNOTSUPP;
-    const e = domain.paging ? this.paging(domain) : undefined;
+    const e = domain.paging || domain.type === "nested" ? this.paging(domain) : undefined;
     if (e !== undefined) return e;
     this.removePasid(dev, pasid);
     if (domain.type === "blocked") return undefined;
@@ -253,6 +256,12 @@ export abstract class IommuUnit {
   }
 
   #walk(r: Requester, domain: IommuDomain, iova: bigint, write: boolean, pasid: number): Translation | IommuFault {
+    if (domain.type === "nested") {
+      const entry = this.walkNested?.(domain, iova, write) ?? "not-present";
+      if (typeof entry === "string") return this.#fault(r, iova, write, pasid, domain, entry);
+      this.iotlb.insert(domain.id, iova, entry);
+      return { pa: entry.pa + (iova - entry.start), last: entry.last };
+    }
     if (!this.inReach(domain, iova)) return this.#fault(r, iova, write, pasid, domain, "beyond-width");
     const leaf = domain.pageTableOrNone?.translate(iova);
     if (leaf === undefined) return this.#fault(r, iova, write, pasid, domain, "not-present");
@@ -282,7 +291,7 @@ export abstract class IommuUnit {
   #switch(r: Requester, domain: IommuDomain): Errno | undefined {
     // The old domain goes first: a device that a new domain refuses ends up blocked, as in Linux.
     this.#leave(r);
-    const e = domain.paging ? this.paging(domain) : undefined;
+    const e = domain.paging || domain.type === "nested" ? this.paging(domain) : undefined;
     if (e !== undefined) return e;
     r.domain = domain;
     if (domain.type === "blocked") return undefined;

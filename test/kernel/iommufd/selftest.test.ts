@@ -125,9 +125,13 @@ describe("a mock device", () => {
       expect(u.IommuTestHwInfo.over(r.peek(at, 8)).test_reg).toBe(u.IOMMU_HW_INFO_SELFTEST_REGVAL);
       return [cmd.out_data_type, cmd.out_capabilities, cmd.out_max_pasid_log2];
     };
-    expect(info(r.mock(ioas).idev)).toEqual([u.IOMMU_HW_INFO_TYPE_SELFTEST, BigInt(u.IOMMU_HW_CAP_DIRTY_TRACKING), 0]);
+    expect(info(r.mock(ioas).idev)).toEqual([
+      u.IOMMU_HW_INFO_TYPE_SELFTEST,
+      u.IOMMU_HW_CAP_DIRTY_TRACKING | u.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED,
+      0,
+    ]);
     const plain = r.mock(ioas, u.MOCK_FLAGS_DEVICE_NO_DIRTY | u.MOCK_FLAGS_DEVICE_PASID);
-    expect(info(plain.idev)).toEqual([u.IOMMU_HW_INFO_TYPE_SELFTEST, 0n, u.MOCK_PASID_WIDTH]);
+    expect(info(plain.idev)).toEqual([u.IOMMU_HW_INFO_TYPE_SELFTEST, u.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED, u.MOCK_PASID_WIDTH]);
     expect(r.hwpt(plain.idev, ioas, { flags: u.IOMMU_HWPT_ALLOC_DIRTY_TRACKING })).toBe(EOPNOTSUPP);
   });
 
