@@ -58,7 +58,7 @@ export class IommufdVeventq extends IommufdEventq {
   /** Events in the queue; those being read count until they are. */
   #events = 0;
   /** Number of the next event, lost or not. */
-  #sequence = 0;
+  sequence = 0;
   /** In the queue when events were lost after the last one there. */
   readonly #lost: Vevent = { sequence: 0, data: undefined };
 
@@ -89,8 +89,8 @@ export class IommufdVeventq extends IommufdEventq {
       this.#events++;
     }
     if (this.#deliver.last === this.#lost) this.#deliver.pop();
-    vevent.sequence = this.#sequence;
-    this.#sequence = (this.#sequence + 1) & LAST_SEQUENCE;
+    vevent.sequence = this.sequence;
+    this.sequence = (this.sequence + 1) & LAST_SEQUENCE;
     this.#deliver.push(vevent);
     this.wake();
     return e;

@@ -19,6 +19,19 @@ export function request(init: Partial<PageRequest> = {}): PageRequest {
   return { flags: LAST, pasid: 0, grpid: 0, perm: u.IOMMU_PGFAULT_PERM_READ, addr: 0x1000n, ...init };
 }
 
+/** What a read of an event queue gave. */
+export function parseEvents(bytes: Uint8Array): (readonly [sequence: number, virtId: number | "lost"])[] {
+  const out: (readonly [number, number | "lost"])[] = [];
+  for (let at = 0; at < bytes.length; ) {
+    const { flags, sequence } = u.IommufdVeventHeader.over(bytes, at);
+    at += u.IommufdVeventHeader.size;
+    const lost = (flags & u.IOMMU_VEVENTQ_FLAG_LOST_EVENTS) !== 0;
+    out.push([sequence, lost ? "lost" : u.IommuViommuEventSelftest.over(bytes, at).virt_id]);
+    if (!lost) at += u.IommuViommuEventSelftest.size;
+  }
+  return out;
+}
+
 export class EventRig extends SelftestRig {
   readonly buf: bigint = this.user(0x4000);
 
@@ -42,6 +55,56 @@ export class EventRig extends SelftestRig {
     const hwpt = this.iopfHwpt(idev, ioas, fault.id, (flags & u.MOCK_FLAGS_DEVICE_PASID) === 0 ? 0 : u.IOMMU_HWPT_ALLOC_PASID);
     ok(this.moveTo(stdev, hwpt));
     return { ioas, hwpt, stdev, idev, fault };
+  }
+
+  /** A virtual IOMMU with a mock device that it calls `virtId`, on a table nested there; with a fault queue if one is given. */
+  guest(
+    virtId: bigint,
+    fault?: { id: number },
+  ): { viommu: number; vdev: number; stdev: number; idev: number; ioas: number; nested: number } {
+    const ioas = this.allocIoas();
+    const { stdev, idev } = this.mock(ioas);
+    const parent = ok(this.hwpt(idev, ioas, { flags: u.IOMMU_HWPT_ALLOC_NEST_PARENT }));
+    const viommu = this.viommu(idev, parent);
+    const vdevice = u.IommuVdeviceAlloc.alloc({ size: u.IommuVdeviceAlloc.size, viommu_id: viommu, dev_id: idev, virt_id: virtId });
+    ok(this.ioctl(u.IOMMU_VDEVICE_ALLOC, vdevice));
+    const nested = this.nested(idev, viommu, fault);
+    ok(this.moveTo(stdev, nested));
+    return { viommu, vdev: vdevice.out_vdevice_id, stdev, idev, ioas, nested };
+  }
+
+  viommu(idev: number, parent: number): number {
+    const type = u.IOMMU_VIOMMU_TYPE_SELFTEST;
+    const cmd = u.IommuViommuAlloc.alloc({ size: u.IommuViommuAlloc.size, type, dev_id: idev, hwpt_id: parent });
+    ok(this.ioctl(u.IOMMU_VIOMMU_ALLOC, cmd));
+    return cmd.out_viommu_id;
+  }
+
+  /** A table nested in `on`, a nesting parent or a virtual IOMMU. */
+  nested(idev: number, on: number, fault?: { id: number }): number {
+    const data = this.put(u.IommuHwptSelftest.alloc({ iotlb: u.IOMMU_TEST_IOTLB_DEFAULT }).bytes);
+    const common = { data_type: u.IOMMU_HWPT_DATA_SELFTEST, data_len: u.IommuHwptSelftest.size, data_uptr: data };
+    const queue = fault === undefined ? {} : { flags: u.IOMMU_HWPT_FAULT_ID_VALID, fault_id: fault.id };
+    return ok(this.hwpt(idev, on, { ...common, ...queue }));
+  }
+
+  /** A queue of a virtual IOMMU's events and its descriptor, or why not. */
+  veventq(viommu: number, init: object = {}): { id: number; fd: number } | Errno {
+    const want = { viommu_id: viommu, type: u.IOMMU_VEVENTQ_TYPE_SELFTEST, veventq_depth: 2, ...init };
+    const cmd = u.IommuVeventqAlloc.alloc({ size: u.IommuVeventqAlloc.size, ...want });
+    const e = this.ioctl(u.IOMMU_VEVENTQ_ALLOC, cmd);
+    return e === 0 ? { id: cmd.out_veventq_id, fd: cmd.out_veventq_fd } : e;
+  }
+
+  /** An event of the virtual IOMMU of a device. */
+  vevent(idev: number): Errno | 0 {
+    return this.say(u.IOMMU_TEST_OP_TRIGGER_VEVENT, 0, { trigger_vevent: { dev_id: idev } });
+  }
+
+  /** What a read of `count` bytes gives, events by sequence number and what they carry, or why it fails. */
+  readEvents(fd: number, count = 0x1000): (readonly [sequence: number, virtId: number | "lost"])[] | Errno {
+    const r = this.read(fd, count);
+    return r instanceof Errno ? r : parseEvents(this.peek(this.buf, r));
   }
 
   moveTo(stdev: number, pt: number): Errno | 0 {
