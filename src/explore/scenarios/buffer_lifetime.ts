@@ -16,20 +16,28 @@ import { dmaBufStats } from "../../kernel/dma_buf/buffer.ts";
 import type { DmaBuf } from "../../kernel/dma_buf/dma_buf.ts";
 import type { VfioPciCoreDevice } from "../../kernel/vfio/pci/vfio_pci_core.ts";
 import type { VfioPciDmaBuf } from "../../kernel/vfio/pci/vfio_pci_dmabuf.ts";
+import type { File } from "../../kernel/fs/file.ts";
+import type { Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_UNMAP, VFIO_DEVICE_FEATURE } from "../../uapi/index.ts";
 import { InvariantBroken, type Scenario } from "../tasks.ts";
-import { type Alter, BAR, BYTES, FIRST, IOVA, type Play, type Stage, scenarioOf } from "./stage.ts";
+import { type Alter, BAR, BYTES, FIRST, IOVA, type Play, SECOND, type Stage, scenarioOf } from "./stage.ts";
 
 export interface BufferLifetimeWorld {
   readonly iommufd: number;
   readonly device: number;
   readonly dmabuf: number;
   readonly vdev: VfioPciCoreDevice;
+  /** Of the device. */
+  readonly file: File;
   readonly buffer: VfioPciDmaBuf;
   readonly exported: bigint;
   readonly map: bigint;
   readonly unmap: bigint;
+}
+
+function* fileOf(stage: Stage, fd: number): Step<File | Errno> {
+  return stage.calls.process.files.get(fd);
 }
 
 function setUp(stage: Stage): BufferLifetimeWorld {
@@ -37,6 +45,7 @@ function setUp(stage: Stage): BufferLifetimeWorld {
   const iommufd = calls.openIommufd();
   const { fd: device } = calls.openDevice(FIRST, iommufd);
   const range = { ioas: calls.allocIoas(iommufd), iova: IOVA, length: BYTES };
+  calls.attach(calls.openDevice(SECOND, iommufd).fd, range.ioas);
   calls.setMemory(device, true);
   const dmabuf = calls.exportBar(device, BAR, BYTES);
   const world = {
@@ -44,6 +53,7 @@ function setUp(stage: Stage): BufferLifetimeWorld {
     device,
     dmabuf,
     vdev: stage.vdev(),
+    file: calls.must(fileOf(stage, device)),
     buffer: stage.buffer(),
     exported: calls.exportArgs(BAR, BYTES),
     map: calls.mapFileArgs(dmabuf, range),
@@ -90,11 +100,16 @@ export function bufferLifetime({ tasks, alter }: BufferLifetimeOptions = {}): Sc
     {
       name: "buffer-lifetime",
       summary: "an export that fails, an importer, the last descriptor of the buffer and the last close of the device",
+      functions: 2,
       setUp,
       tasks: Object.fromEntries(chosen),
-      end({ vdev }) {
-        checkHeld(dmaBufStats(vdev.kernel).buffers);
-        return `${vdev.vdev.registrations} registrations`;
+      end({ vdev, file }, { kernel }) {
+        checkHeld(dmaBufStats(kernel).buffers);
+        const open = file.count.count > 0 ? 1 : 0;
+        const { registrations } = vdev.vdev;
+        if (registrations !== 1 + open + vdev.dmabufs.length)
+          throw new InvariantBroken(`I4: ${registrations} registrations for ${open} files and ${vdev.dmabufs.length} buffers`);
+        return `${open} open`;
       },
     },
     alter,

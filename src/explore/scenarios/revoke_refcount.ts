@@ -26,6 +26,8 @@ export interface RevokeRefcountWorld {
   readonly on: bigint;
   readonly buffer: VfioPciDmaBuf;
   importer: Importer;
+  /** What the last close does with the buffers. */
+  cleanup: typeof vfioPciDmaBufCleanup;
 }
 
 /** An importer whose way to the BAR is counted. */
@@ -48,7 +50,7 @@ export class CountedImporter extends Importer {
 
 function* importerTask({ importer, buffer }: RevokeRefcountWorld, stage: Stage): Step<string> {
   const refused = yield* importer.attach(buffer.dmabuf);
-  if (refused !== undefined) return yield* stage.answered(of(refused), ["ENODEV"]);
+  if (refused !== undefined) return yield* stage.answered(of(refused), ["ENODEV", "EOPNOTSUPP"]);
   const error = yield* importer.map();
   if (error === undefined) {
     yield* stage.kernel.sched.yield();
@@ -72,7 +74,7 @@ const play: Play<RevokeRefcountWorld> = {
     const { fd: device } = calls.openDevice(FIRST, calls.openIommufd());
     calls.setMemory(device, true);
     calls.exportBar(device, BAR, BYTES);
-    return { device, off: calls.command(false), on: calls.command(true), buffer: stage.buffer(), importer: new CountedImporter(stage) };
+    return { device, off: calls.command(false), on: calls.command(true), buffer: stage.buffer(), importer: new CountedImporter(stage), cleanup: vfioPciDmaBufCleanup };
   },
   tasks: {
     *toggle(w, stage) {
@@ -82,7 +84,7 @@ const play: Play<RevokeRefcountWorld> = {
     },
     importer: importerTask,
     *close(w, stage) {
-      yield* vfioPciDmaBufCleanup(stage.vdev());
+      yield* w.cleanup(stage.vdev());
       stage.forbid("close");
       if (!w.buffer.revoked || w.buffer.vdev !== undefined) throw new InvariantBroken("a closed device's buffer lives");
       return "closed";

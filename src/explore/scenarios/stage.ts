@@ -7,7 +7,8 @@
  * that from the return of a revoke to the start of what ends it nobody reaches
  * the BAR (I1, I2), counted over the mappings of every domain and over whatever
  * a scenario counts beside them; that nothing is left when the process has
- * ended (I4). That every revoke ends (I5) is the absence of a deadlock.
+ * ended (I4); that a function is reset with nobody at its BAR (I6), and that a
+ * BAR is mapped as device memory, even for a moment (I7). That every revoke ends (I5) is the absence of a deadlock.
  *
  * Beside locks and waits three things order steps: the exporter's flag, which
  * attach reads without its lock; who reaches the BAR; and the windows in which
@@ -38,6 +39,7 @@ export const BYTES = 0x4000n;
 export const IOVA = 0x10_0000n;
 
 const MMIO = 16;
+const CACHE = 4;
 
 /** A function with a BAR of memory, that really sleeps in D3hot and is reset at once. */
 const FUNCTION: PciFunctionDescription = {
@@ -162,11 +164,15 @@ export class Stage {
     /** Mappings of a BAR, by domain and IOVA. */
     const mapped = new Map<string, string>();
     this.kernel.trace.listen(({ event: e }) => {
-      if (e.type === "iommu.map" && e.errno === undefined && (e.prot & MMIO) !== 0) {
-        const bdf = this.#functions.find((f) => this.#barHolds(f, e.pa)) ?? FIRST;
+      if (e.type === "iommu.map" && e.errno === undefined) {
+        const bdf = this.#functions.find((f) => this.#barHolds(f, e.pa));
+        if (bdf === undefined) return;
+        if ((e.prot & MMIO) === 0 || (e.prot & CACHE) !== 0) throw new InvariantBroken("I7: a BAR is mapped as memory");
         mapped.set(`${e.domain} ${e.iova}`, bdf);
         this.reach(1, bdf);
       }
+      if (e.type === "pci.reset" && this.reached(e.device) > 0)
+        throw new InvariantBroken(`I6: ${e.device} is reset while a peer reaches its BAR`);
       if (e.type === "iommu.unmap" && e.unmapped > 0n) {
         const bdf = mapped.get(`${e.domain} ${e.iova}`);
         if (bdf !== undefined && mapped.delete(`${e.domain} ${e.iova}`)) this.reach(-1, bdf);

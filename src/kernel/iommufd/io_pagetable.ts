@@ -496,7 +496,7 @@ export class IoPagetable implements FillTarget, IovaSpace {
     let e = apertureStart === 0n ? undefined : this.reserve(0n, apertureStart - 1n, domain);
     if (e === undefined && apertureEnd !== U64_MAX) e = this.reserve(apertureEnd + 1n, U64_MAX, domain);
     if (e === undefined && this.kernel.fault.slab("entry of domains")) e = ENOMEM;
-    e ??= yield* this.#fillNewDomain(domain);
+    e ??= yield* this.fillNewDomain(domain);
     if (e !== undefined) {
       this.#unreserve(domain);
       return e;
@@ -506,7 +506,8 @@ export class IoPagetable implements FillTarget, IovaSpace {
     return undefined;
   }
 
-  *#fillNewDomain(domain: IoptDomain): Step<Errno | undefined> {
+  /** Puts every area into a domain that is being added; none of them when one cannot be. Both locks held for writing. */
+  protected *fillNewDomain(domain: IoptDomain): Step<Errno | undefined> {
     const done: IoptArea[] = [];
     for (const area of this.areas) {
       if (area.pages === undefined) continue;

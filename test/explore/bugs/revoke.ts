@@ -1,0 +1,196 @@
+/** Revokes that end too early, too late, or leave the count of maps wrong. */
+import { InvariantBroken, type Scenario } from "../../../src/explore/index.ts";
+import { CountedImporter, type RevokeRefcountWorld, revokeRefcount } from "../../../src/explore/scenarios/revoke_refcount.ts";
+import type { Stage } from "../../../src/explore/scenarios/stage.ts";
+import {
+  type DmaBufAttachment,
+  type DmaBufAttachOps,
+  dmaBufInvalidateMappings,
+  dmaBufUnmapAttachment,
+} from "../../../src/kernel/dma_buf/attachment.ts";
+import { Usage } from "../../../src/kernel/dma_buf/resv.ts";
+import { type DmaBufDevice, VfioPciDmaBuf, vfioPciDmaBufMove, vfioPciDmaBufOps } from "../../../src/kernel/vfio/pci/vfio_pci_dmabuf.ts";
+import { EOPNOTSUPP, ENODEV, type Errno } from "../../../src/lib/errno.ts";
+import type { Step } from "../../../src/sched/task.ts";
+import { type Bug, become, replaceOps } from "./bug.ts";
+
+/** To 7.0: tells the importers, and that is all. */
+class TellsOnly extends VfioPciDmaBuf {
+  override *revoke(): Step<void> {
+    const { resv } = this.dmabuf;
+    yield* resv.lock();
+    this.revoked = true;
+    yield* dmaBufInvalidateMappings(this.dmabuf);
+    resv.unlock();
+  }
+}
+
+/** An early form of the wait: for fences of the kernel's own memory management. */
+class WaitsForKernelFences extends VfioPciDmaBuf {
+  override *letGo(): Step<void> {
+    yield* dmaBufInvalidateMappings(this.dmabuf);
+    yield* this.dmabuf.resv.waitTimeout(Usage.kernel, false, Number.POSITIVE_INFINITY);
+  }
+}
+
+/** Unmaps when it is told to, while its job goes on until the fence. */
+class UnmapsAtOnce extends CountedImporter {
+  override *invalidate(): Step<void> {
+    const { att, sgt } = this;
+    if (att === undefined || sgt === undefined) return;
+    this.sgt = undefined;
+    yield* dmaBufUnmapAttachment(att, sgt, "bidirectional");
+  }
+
+  override finish(): void {
+    // The job's accesses end here, mapped or not.
+    if (this.sgt === undefined && this.fence !== undefined) this.unmapped();
+    super.finish();
+  }
+}
+
+/** As early drivers of network adapters: programs its hardware once, and has no way to take that back. */
+class CannotLetGo extends CountedImporter {
+  protected override makeOps(): DmaBufAttachOps {
+    return { allowPeer2peer: true };
+  }
+}
+
+/** 7.1-rc: the share that a revoke has dropped comes back with the un-revoke. */
+class RearmsOnUnrevoke extends VfioPciDmaBuf {
+  override *revoke(): Step<void> {
+    const { resv } = this.dmabuf;
+    yield* resv.lock();
+    this.revoked = true;
+    yield* this.letGo();
+    resv.unlock();
+    this.putMap();
+    yield* this.comp.wait();
+  }
+
+  override *unrevoke(vdev: DmaBufDevice): Step<void> {
+    this.kref.reinit();
+    this.comp.reinit();
+    yield* super.unrevoke(vdev);
+  }
+}
+
+/** And the close drops its own share whether or not a revoke has. */
+function* putsOnceMore(vdev: DmaBufDevice): Step<void> {
+  yield* vdev.memoryLock.downWrite();
+  try {
+    yield* vfioPciDmaBufMove(vdev, true);
+    for (const priv of [...vdev.dmabufs]) {
+      priv.putMap();
+      yield* priv.comp.wait();
+      vdev.dmabufs.splice(vdev.dmabufs.indexOf(priv), 1);
+      priv.vdev = undefined;
+      vdev.vdev.putRegistration();
+    }
+  } finally {
+    vdev.memoryLock.upWrite();
+  }
+}
+
+/** While 7.1 was made: the flag is cleared, then importers are told, then the count is armed. */
+class ClearsFlagFirst extends RearmsOnUnrevoke {
+  override *unrevoke(): Step<void> {
+    const { resv } = this.dmabuf;
+    yield* resv.lock();
+    this.revoked = false;
+    yield* this.letGo();
+    resv.unlock();
+    this.kref.reinit();
+    this.comp.reinit();
+  }
+}
+
+/** The proposal of January 2026: a second's wait, a warning, and on. */
+class WaitsForASecond extends VfioPciDmaBuf {
+  override *revoke(): Step<void> {
+    const { resv } = this.dmabuf;
+    yield* resv.lock();
+    this.revoked = true;
+    yield* this.letGo();
+    resv.unlock();
+    this.putMap();
+    yield* this.comp.waitTimeout(1_000_000_000);
+    this.kref.reinit();
+    this.comp.reinit();
+  }
+}
+
+const withBuffer = (variant: { readonly prototype: VfioPciDmaBuf }): Scenario => revokeRefcount(({ buffer }) => become(buffer, variant));
+
+/** An importer of another make; `alter` changes the exporter. */
+const withImporter = (make: (stage: Stage) => CountedImporter, alter?: (world: RevokeRefcountWorld) => void): Scenario =>
+  revokeRefcount((world, stage) => {
+    world.importer = make(stage);
+    alter?.(world);
+  });
+
+const attachesAnybody = function* (_: unknown, att: DmaBufAttachment): Step<Errno | undefined> {
+  if (!att.peer2peer) return EOPNOTSUPP;
+  return (att.dmabuf.priv as VfioPciDmaBuf).revoked ? ENODEV : undefined;
+};
+
+export const revokeBugs: readonly Bug[] = [
+  {
+    id: "H2",
+    what: "a pinned importer that cannot be revoked is attached, and goes on with its DMA",
+    broken: () =>
+      withImporter(
+        (stage) => new CannotLetGo(stage),
+        ({ buffer }) => {
+          replaceOps(buffer.dmabuf, "ops", { ...vfioPciDmaBufOps, attach: attachesAnybody });
+          become(buffer, TellsOnly);
+        },
+      ),
+    fixed: () => withImporter((stage) => new CannotLetGo(stage)),
+    kind: "invariant",
+    says: /I1/,
+  },
+  {
+    id: "H3",
+    what: "a revoke returns before an asynchronous importer has unmapped",
+    broken: () => withBuffer(TellsOnly),
+    fixed: () => revokeRefcount(),
+    kind: "invariant",
+    says: /I1/,
+  },
+  {
+    id: "H3b",
+    what: "a revoke waits for the kernel's fences and misses those of an importer's jobs",
+    broken: () =>
+      withImporter(
+        (stage) => new UnmapsAtOnce(stage),
+        ({ buffer }) => become(buffer, WaitsForKernelFences),
+      ),
+    fixed: () => withImporter((stage) => new UnmapsAtOnce(stage)),
+    kind: "invariant",
+    says: /I1/,
+  },
+  {
+    id: "H4",
+    what: "a close after a revoke drops the exporter's share a second time",
+    broken: () =>
+      revokeRefcount((world) => {
+        become(world.buffer, RearmsOnUnrevoke);
+        world.cleanup = putsOnceMore;
+      }),
+    fixed: () => revokeRefcount(),
+    kind: "bug",
+    says: /underflow/,
+  },
+  {
+    id: "H5",
+    what: "an un-revoke clears the flag before the count lives again, and a map gets in between",
+    broken: () => withBuffer(ClearsFlagFirst),
+    fixed: () => revokeRefcount(),
+    kind: "bug",
+    says: /get from zero/,
+  },
+];
+
+void WaitsForASecond;
+void InvariantBroken;
