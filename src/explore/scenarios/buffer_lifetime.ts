@@ -14,9 +14,9 @@
 
 import { dmaBufStats } from "../../kernel/dma_buf/buffer.ts";
 import type { DmaBuf } from "../../kernel/dma_buf/dma_buf.ts";
+import type { File } from "../../kernel/fs/file.ts";
 import type { VfioPciCoreDevice } from "../../kernel/vfio/pci/vfio_pci_core.ts";
 import type { VfioPciDmaBuf } from "../../kernel/vfio/pci/vfio_pci_dmabuf.ts";
-import type { File } from "../../kernel/fs/file.ts";
 import type { Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_UNMAP, VFIO_DEVICE_FEATURE } from "../../uapi/index.ts";

@@ -74,7 +74,14 @@ const play: Play<RevokeRefcountWorld> = {
     const { fd: device } = calls.openDevice(FIRST, calls.openIommufd());
     calls.setMemory(device, true);
     calls.exportBar(device, BAR, BYTES);
-    return { device, off: calls.command(false), on: calls.command(true), buffer: stage.buffer(), importer: new CountedImporter(stage), cleanup: vfioPciDmaBufCleanup };
+    return {
+      device,
+      off: calls.command(false),
+      on: calls.command(true),
+      buffer: stage.buffer(),
+      importer: new CountedImporter(stage),
+      cleanup: vfioPciDmaBufCleanup,
+    };
   },
   tasks: {
     *toggle(w, stage) {

@@ -25,6 +25,7 @@ import { Errno } from "../../lib/errno.ts";
 import { boot } from "../../machine/boot.ts";
 import type { ModelRegistry } from "../../machine/models.ts";
 import type { MachineDescription } from "../../machine/schema.ts";
+import type { Refcount } from "../../sched/refcount.ts";
 import type { Sched } from "../../sched/sched.ts";
 import type { Step, Task } from "../../sched/task.ts";
 import { InvariantBroken, type Recorder, type Scenario, type Scene } from "../tasks.ts";
@@ -122,7 +123,11 @@ export class Stage {
 
   /** Called when all is set up: what the exporter does to its flags is seen from here on. */
   watch(): void {
-    for (const bdf of this.#functions) for (const buffer of this.vdev(bdf).dmabufs) this.recorder.watch(buffer, "revoked");
+    for (const bdf of this.#functions)
+      for (const buffer of this.vdev(bdf).dmabufs) {
+        this.recorder.watch(buffer, "revoked");
+        this.#watchCount(buffer.kref, `maps of ${bdf}`);
+      }
   }
 
   /**
@@ -146,18 +151,30 @@ export class Stage {
     for (const fd of fds) {
       const file = table.get(fd);
       if (file instanceof Errno) throw new TypeError(`descriptor ${fd} is not open`);
-      const { count } = file;
-      const [put, getNotZero] = [count.put, count.getNotZero];
-      const touch = (write: boolean): void => recorder.touch(`references of ${fd}`, write);
-      count.put = () => {
-        touch(true);
-        return put.call(count);
-      };
-      count.getNotZero = () => {
-        touch(false);
-        return getNotZero.call(count);
-      };
+      this.#watchCount(file.count, `references of ${fd}`);
     }
+  }
+
+  /** Every use of a count is seen: which of two comes first can decide who is the last. */
+  #watchCount(count: Refcount, name: string): void {
+    const { recorder } = this;
+    const { get, put, getNotZero, reinit } = count;
+    count.get = () => {
+      recorder.touch(name);
+      get.call(count);
+    };
+    count.put = () => {
+      recorder.touch(name);
+      return put.call(count);
+    };
+    count.getNotZero = () => {
+      recorder.touch(name);
+      return getNotZero.call(count);
+    };
+    count.reinit = (n) => {
+      recorder.touch(name);
+      reinit.call(count, n);
+    };
   }
 
   #listen(): void {

@@ -53,7 +53,12 @@ export class DmaFence {
     this.timeline = info.timeline;
   }
 
+  get name(): string {
+    return `fence ${this.driver}-${this.timeline}`;
+  }
+
   get signalled(): boolean {
+    this.sched.observer?.touched?.(this);
     return this.#signalled;
   }
 
@@ -66,6 +71,7 @@ export class DmaFence {
   /** Ends it: wakes the waiters and runs the callbacks. Throws `KernelBug` when it has ended already. */
   signal(error?: Errno): void {
     if (this.#signalled) throw new KernelBug(`fence ${this.driver}-${this.timeline}${this.context}-${this.seqno} is signalled twice`);
+    this.sched.observer?.touched?.(this);
     this.error = error;
     this.#signalled = true;
     this.timestamp = this.sched.now;
@@ -105,9 +111,9 @@ export class DmaFence {
    * when `intr` and a signal is pending.
    */
   *waitTimeout(intr: boolean, timeout: number): Step<number | Errno> {
-    if (this.#signalled) return Math.max(timeout, 1);
+    if (this.signalled) return Math.max(timeout, 1);
     if (timeout === 0) return 0;
-    this.#waiters ??= new WaitQueue(this.sched, `fence ${this.driver}-${this.timeline}`);
+    this.#waiters ??= new WaitQueue(this.sched, this.name);
     const queue = this.#waiters;
     const until = this.sched.now + timeout;
     let over = false;

@@ -24,8 +24,8 @@ export interface Bug {
 
 /** Makes `target` an instance of a subclass of its class: what that overrides holds from here on. */
 export function become<T extends object>(target: T, variant: { readonly prototype: T }): void {
-  if (Object.getPrototypeOf(variant.prototype) !== Object.getPrototypeOf(target)) {
-    throw new TypeError(`${variant.constructor.name} is no subclass of what it replaces`);
+  if (!Object.prototype.isPrototypeOf.call(Object.getPrototypeOf(target), variant.prototype)) {
+    throw new TypeError(`a variant is no subclass of ${target.constructor.name}`);
   }
   Object.setPrototypeOf(target, variant.prototype);
 }

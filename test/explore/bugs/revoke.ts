@@ -10,7 +10,7 @@ import {
 } from "../../../src/kernel/dma_buf/attachment.ts";
 import { Usage } from "../../../src/kernel/dma_buf/resv.ts";
 import { type DmaBufDevice, VfioPciDmaBuf, vfioPciDmaBufMove, vfioPciDmaBufOps } from "../../../src/kernel/vfio/pci/vfio_pci_dmabuf.ts";
-import { EOPNOTSUPP, ENODEV, type Errno } from "../../../src/lib/errno.ts";
+import { ENODEV, EOPNOTSUPP, type Errno } from "../../../src/lib/errno.ts";
 import type { Step } from "../../../src/sched/task.ts";
 import { type Bug, become, replaceOps } from "./bug.ts";
 
@@ -35,6 +35,12 @@ class WaitsForKernelFences extends VfioPciDmaBuf {
 
 /** Unmaps when it is told to, while its job goes on until the fence. */
 class UnmapsAtOnce extends CountedImporter {
+  constructor(stage: Stage) {
+    super(stage);
+    // Whoever revokes looks at it too.
+    stage.recorder.watch(this, "sgt");
+  }
+
   override *invalidate(): Step<void> {
     const { att, sgt } = this;
     if (att === undefined || sgt === undefined) return;
@@ -92,14 +98,15 @@ function* putsOnceMore(vdev: DmaBufDevice): Step<void> {
   }
 }
 
-/** While 7.1 was made: the flag is cleared, then importers are told, then the count is armed. */
-class ClearsFlagFirst extends RearmsOnUnrevoke {
+/** While 7.1 was made: the flag is cleared and importers are told, and then, with nothing held, the count begins anew. */
+class ClearsFlagFirst extends VfioPciDmaBuf {
   override *unrevoke(): Step<void> {
-    const { resv } = this.dmabuf;
+    const { resv, kernel } = this.dmabuf;
     yield* resv.lock();
     this.revoked = false;
     yield* this.letGo();
     resv.unlock();
+    yield* kernel.sched.yield();
     this.kref.reinit();
     this.comp.reinit();
   }
@@ -184,11 +191,11 @@ export const revokeBugs: readonly Bug[] = [
   },
   {
     id: "H5",
-    what: "an un-revoke clears the flag before the count lives again, and a map gets in between",
+    what: "an un-revoke clears the flag before the count begins anew, and the map that gets in between is lost",
     broken: () => withBuffer(ClearsFlagFirst),
     fixed: () => revokeRefcount(),
     kind: "bug",
-    says: /get from zero/,
+    says: /underflow/,
   },
 ];
 
