@@ -65,6 +65,7 @@ function* bindIommu(ctx: IommufdCtx, idev: IommufdDevice): Step<Errno | undefine
   const group = dev.iommuGroup;
   if (group === undefined) return ENODEV;
   const igroup = IommufdGroup.get(ctx, group);
+  if (igroup instanceof Errno) return igroup;
   if (dev.bus !== "mock" && !group.hasIsolatedMsi) {
     if (!iommufdModule(ctx.kernel).allowUnsafeInterrupts) {
       igroup.put();

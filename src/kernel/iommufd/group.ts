@@ -51,10 +51,12 @@ export class IommufdGroup {
     this.lock = new Mutex(ctx.kernel.sched, GROUP_LOCK);
   }
 
-  /** The group of `dev` in this context, with a reference. */
-  static get(ctx: IommufdCtx, group: IommuGroup): IommufdGroup {
+  /** The group of `dev` in this context, with a reference; ENOMEM. */
+  static get(ctx: IommufdCtx, group: IommuGroup): IommufdGroup | Errno {
     let g = ctx.groups.get(group.id);
     if (g === undefined) {
+      const { fault } = ctx.kernel;
+      if (fault.slab("iommufd_group") || fault.slab("entry of groups")) return ENOMEM;
       g = new IommufdGroup(ctx, group);
       ctx.groups.set(group.id, g);
     }
@@ -161,14 +163,17 @@ function* dismiss(iopt: IoPagetable | undefined, devices: readonly IommufdDevice
   if (iopt !== undefined) for (const { dev } of devices) yield* iopt.dismiss(dev);
 }
 
-/** Attaches a device to a domain. EBUSY: it is attached already. EINVAL: its group is attached elsewhere, or the domain does not suit it. */
+/** Attaches a device to a domain. EBUSY: it is attached already. EINVAL: its group is attached elsewhere, or the domain does not suit it. ENOMEM. */
 export function* attachHwpt(hwpt: IommufdHwpt, idev: IommufdDevice, pasid: number): Step<Errno | undefined> {
   const igroup = idev.group;
   const paging = pasid === NO_PASID ? hwpt.paging : undefined;
   yield* igroup.lock.lock();
   try {
     const attach = igroup.attached.get(pasid);
+    const { fault } = idev.ctx.kernel;
+    if (attach === undefined && (fault.slab("entry of pasid_attach") || fault.slab("iommufd_attach"))) return ENOMEM;
     if (attach?.devices.has(idev.id)) return EBUSY;
+    if (fault.slab("entry of device_array")) return ENOMEM;
     if (attach !== undefined && attach.hwpt !== hwpt) return EINVAL;
     const peers = hwpt.paging?.ioas.iopt;
     const refused = yield* admit(peers, [idev]);
