@@ -9,7 +9,7 @@
  * Source: AMD I/O virtualization technology specification 3.05, 3.4.3 (extended
  * feature register), 2.5.3 (IO_PAGE_FAULT); drivers/iommu/amd/iommu.c, iommufd.c.
  */
-import { EINVAL, EOPNOTSUPP, type Errno, KernelBug } from "../../lib/index.ts";
+import { EINVAL, ENOMEM, EOPNOTSUPP, type Errno, KernelBug } from "../../lib/index.ts";
 import { amdv1, PageTable } from "../../pt/index.ts";
 import type { Step } from "../../sched/index.ts";
 import {
@@ -22,7 +22,15 @@ import {
 import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IommuDescription } from "./description.ts";
-import { type IommuDirtyOps, IommuDomain, type IommuDomainType, type IommuOps, pageTableDirtyOps } from "./domain.ts";
+import {
+  domainTables,
+  type IommuDirtyOps,
+  IommuDomain,
+  type IommuDomainType,
+  type IommuOps,
+  lacksTable,
+  pageTableDirtyOps,
+} from "./domain.ts";
 import { amdFault, type FaultCause, type FaultFacts, type IommuFault } from "./fault.ts";
 import { AMD_HT_RANGE, type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
 import { type IommuCap, IommuUnit } from "./unit.ts";
@@ -70,7 +78,8 @@ class AmdDomain extends IommuDomain {
       id: kernel.iommu.getDomainId(),
       pgsizeBitmap,
       geometry: { apertureStart: 0n, apertureEnd: (1n << BigInt(vasz)) - 1n },
-      table: (domain) => new PageTable(amdv1, { vasz, pgsizes, iotlbSync: (gather) => domain.flushGather(gather) }),
+      table: (domain) =>
+        new PageTable(amdv1, { vasz, pgsizes, ...domainTables(kernel), iotlbSync: (gather) => domain.flushGather(gather) }),
     });
     this.dirtyOps = dirty ? pageTableDirtyOps(this) : undefined;
   }
@@ -130,6 +139,7 @@ export class AmdIommu extends IommuUnit {
     const dirty = (flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING) !== 0;
     if (dirty && !this.capable("dirty-tracking")) return EOPNOTSUPP;
     if ((flags & IOMMU_HWPT_ALLOC_NEST_PARENT) !== 0 && !this.#nesting) return EOPNOTSUPP;
+    if (this.#lacksDomain()) return ENOMEM;
     const domain = new AmdDomain(this.kernel, "unmanaged", this.#shape, dirty);
     if (this.kernel.trace.on) {
       this.kernel.trace.emit({ type: "iommu.domain_alloc", domain: domain.id, unit: this.name, device: dev.name, flags });
@@ -148,7 +158,7 @@ export class AmdIommu extends IommuUnit {
   }
 
   override domainAllocDma(_dev: Device): IommuDomain | Errno {
-    return new AmdDomain(this.kernel, "dma", this.#shape, false);
+    return this.#lacksDomain() ? ENOMEM : new AmdDomain(this.kernel, "dma", this.#shape, false);
   }
 
   override reservedRegions(_dev: Device): ReservedRegion[] {
@@ -157,13 +167,23 @@ export class AmdIommu extends IommuUnit {
 
   protected override hwInfoData(type: number): { type: number; data: Uint8Array } | Errno {
     if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_AMD) return EOPNOTSUPP;
+    if (this.kernel.fault.slab("hw_info")) return ENOMEM;
     return { type: IOMMU_HW_INFO_TYPE_AMD, data: IommuHwInfoAmd.alloc({ efr: this.efr, efr2: this.efr2 }).bytes };
   }
 
   /** Unlike Intel's, this driver looks at the domain before it leaves the old one: a device that is refused stays where it was. */
-  override attach(dev: Device, domain: IommuDomain): Errno | undefined {
+  override attach(dev: Device, domain: IommuDomain, mustSucceed = false): Errno | undefined {
     const e = domain.paging && this.compatible(domain) ? this.paging(domain) : undefined;
-    return e ?? super.attach(dev, domain);
+    return e ?? super.attach(dev, domain, mustSucceed);
+  }
+
+  #lacksDomain(): boolean {
+    return lacksTable(this.kernel) || this.kernel.fault.slabAtomic("entry of pdom_ids");
+  }
+
+  protected override lacksAttachMemory(): boolean {
+    const { fault } = this.kernel;
+    return fault.slabAtomic("pdom_iommu_info") || fault.slabAtomic("entry of iommu_array");
   }
 
   protected override paging(domain: IommuDomain): Errno | undefined {

@@ -12,8 +12,8 @@
  *
  * Source: drivers/iommu/iommu.c, drivers/iommu/generic_pt/iommu_pt.h.
  */
-import { EINVAL, type Errno, hex, KernelBug, U64_MAX } from "../../lib/index.ts";
-import { type PageTable, PtGather } from "../../pt/index.ts";
+import { EINVAL, ENOMEM, type Errno, hex, KernelBug, U64_MAX } from "../../lib/index.ts";
+import { type PageTable, PtGather, TableArena, type TableHooks, type TableMemory } from "../../pt/index.ts";
 import { IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR } from "../../uapi/iommufd.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IopfHandler } from "./io_pagefault.ts";
@@ -144,7 +144,7 @@ export class IommuDomain {
   /**
    * Maps [iova, iova + length) to `pa` with `prot` (IOMMU_READ …): all of it or nothing.
    * Errors are the page table's: EINVAL (no access asked, or one that the table cannot express), ENXIO (no page size fits the
-   * alignment), ERANGE (past the aperture or the physical width), EADDRINUSE (something is mapped there).
+   * alignment), ERANGE (past the aperture or the physical width), EADDRINUSE (something is mapped there), ENOMEM.
    */
   map(iova: bigint, pa: bigint, length: bigint, prot: number): Errno | undefined {
     if ((prot & (IOMMU_MMIO | IOMMU_CACHE)) === (IOMMU_MMIO | IOMMU_CACHE)) {
@@ -234,6 +234,27 @@ export class IommuDomain {
     for (const n of this.nested) n.flushAll();
   }
 }
+
+/**
+ * Memory for the tables of a domain, each of which may be the one that is not
+ * to be had: but for the first, which was asked for with the domain itself
+ * (`lacksTable`) though it is made later.
+ */
+export function domainTables(kernel: Kernel): TableHooks {
+  const arena = new TableArena();
+  let top = true;
+  return {
+    allocTable(level: number): TableMemory | Errno {
+      if (!top && kernel.fault.page("page table")) return ENOMEM;
+      top = false;
+      return arena.allocTable(level);
+    },
+    freeTable: (memory) => arena.freeTable(memory),
+  };
+}
+
+/** There is no memory for a domain with a table of its own. */
+export const lacksTable = (kernel: Kernel): boolean => kernel.fault.slab("iommu_domain") || kernel.fault.page("page table");
 
 /** Dirty tracking by the bits of the domain's own page table. */
 export function pageTableDirtyOps(domain: IommuDomain): IommuDirtyOps {

@@ -12,7 +12,7 @@
  *
  * Source: drivers/iommu/iommu.c.
  */
-import { EBUSY, EINVAL, ENODEV, EOPNOTSUPP, EPERM, type Errno, KernelBug } from "../../lib/index.ts";
+import { EBUSY, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, EPERM, type Errno, KernelBug } from "../../lib/index.ts";
 import { LockClass, Mutex, type Step } from "../../sched/index.ts";
 import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
@@ -175,7 +175,7 @@ export class IommuGroup {
       if (this.#pasids.has(NO_PASID)) return EBUSY;
       if (this.domain !== undefined && this.domain !== this.defaultDomain && this.domain.type !== "blocked") return EBUSY;
       if (!this.unit.compatible(domain)) return EINVAL;
-      const e = this.#setDomain(domain);
+      const e = this.#lacksEntry ? ENOMEM : this.#setDomain(domain);
       if (e === undefined) this.#store(NO_PASID, domain, handle);
       return e;
     } finally {
@@ -187,7 +187,7 @@ export class IommuGroup {
   *replaceHandle(domain: IommuDomain, handle: AttachHandle): Step<Errno | undefined> {
     yield* this.mutex.lock();
     try {
-      const e = this.#setDomain(domain);
+      const e = this.#lacksEntry ? ENOMEM : this.#setDomain(domain);
       if (e === undefined) this.#store(NO_PASID, domain, handle);
       return e;
     } finally {
@@ -218,7 +218,7 @@ export class IommuGroup {
     yield* this.mutex.lock();
     try {
       if (this.#pasids.has(pasid)) return EBUSY;
-      const e = this.#setPasid(domain, pasid, undefined);
+      const e = this.#lacksEntry ? ENOMEM : this.#setPasid(domain, pasid, undefined);
       if (e === undefined) this.#store(pasid, domain, handle);
       return e;
     } finally {
@@ -232,6 +232,7 @@ export class IommuGroup {
     if (bad !== undefined) return bad;
     yield* this.mutex.lock();
     try {
+      if (this.#lacksEntry) return ENOMEM;
       const old = this.#pasids.get(pasid);
       if (old === undefined) return EINVAL;
       if (old.handle === handle) throw new KernelBug(`group ${this.id}: attach handle of PASID ${pasid} reused`);
@@ -267,7 +268,7 @@ export class IommuGroup {
   addDevice(dev: Device): void {
     this.devices.push(dev);
     dev.iommuGroup = this;
-    if (this.domain !== undefined) this.unit.attach(dev, this.domain);
+    if (this.domain !== undefined) this.unit.attach(dev, this.domain, true);
   }
 
   removeDevice(dev: Device): void {
@@ -277,10 +278,10 @@ export class IommuGroup {
     dev.iommuGroup = undefined;
   }
 
-  /** Boot: sets the DMA API's domain and attaches it. */
-  setDefaultDomain(domain: IommuDomain): void {
+  /** Boot and hot-plug: sets the DMA API's domain and attaches it; see `attachHandle`. */
+  setDefaultDomain(domain: IommuDomain): Errno | undefined {
     this.defaultDomain = domain;
-    this.#setDomain(domain);
+    return this.#setDomain(domain);
   }
 
   #claim(owner: unknown): Errno | undefined {
@@ -308,34 +309,39 @@ export class IommuGroup {
     this.#setCoreDomain();
   }
 
+  /** No room for one more PASID, or domain, in the list. */
+  get #lacksEntry(): boolean {
+    return this.kernel.fault.slab("entry of pasid_array");
+  }
+
   #setCoreDomain(): void {
     const domain = this.owner === undefined ? this.defaultDomain : this.unit.blockedDomain;
     if (domain === undefined) throw new KernelBug(`group ${this.id} has no default domain`);
-    if (this.#setDomain(domain) !== undefined) throw new KernelBug(`group ${this.id} cannot return to its core domain`);
+    if (this.#setDomain(domain, true) !== undefined) throw new KernelBug(`group ${this.id} cannot return to its core domain`);
   }
 
   /** All devices or, when one refuses, none: those already moved go back. The one that refused stays blocked. */
-  #setDomain(domain: IommuDomain): Errno | undefined {
+  #setDomain(domain: IommuDomain, mustSucceed = false): Errno | undefined {
     const old = this.domain;
     if (old === domain) return undefined;
     for (let i = 0; i < this.devices.length; i++) {
-      const e = this.#attachDevice(this.devices[i] as Device, domain);
+      const e = this.#attachDevice(this.devices[i] as Device, domain, mustSucceed);
       if (e === undefined) continue;
-      for (let j = 0; j < i && old !== undefined; j++) this.#attachDevice(this.devices[j] as Device, old);
+      for (let j = 0; j < i && old !== undefined; j++) this.#attachDevice(this.devices[j] as Device, old, true);
       return e;
     }
     this.domain = domain;
     return undefined;
   }
 
-  #attachDevice(dev: Device, domain: IommuDomain): Errno | undefined {
+  #attachDevice(dev: Device, domain: IommuDomain, mustSucceed: boolean): Errno | undefined {
     const unit = dev.iommuUnit;
     if (unit === undefined) return ENODEV;
     if (domain.type === "blocked" && this.#requester(dev)?.requireDirect === true) {
       this.kernel.printk(`${dev.name}: firmware demands one-to-one mappings for this device: it cannot be blocked`);
       return EINVAL;
     }
-    return unit.attach(dev, domain);
+    return unit.attach(dev, domain, mustSucceed);
   }
 
   #checkPasid(domain: IommuDomain, dev: Device, pasid: number): Errno | undefined {
@@ -361,7 +367,7 @@ export class IommuGroup {
       }
       for (const back of done) {
         if (old === undefined) back.iommuUnit?.removePasid(back, pasid);
-        else back.iommuUnit?.setPasid(back, pasid, old);
+        else back.iommuUnit?.setPasid(back, pasid, old, true);
       }
       return e;
     }

@@ -9,7 +9,7 @@
  * Source: VT-d specification 11.4.2 (CAP_REG), 11.4.3 (ECAP_REG), 7.1.3 (faults);
  * drivers/iommu/intel/iommu.c, iommu.h, dmar.c.
  */
-import { EINVAL, ENODEV, EOPNOTSUPP, Errno, U64_MAX } from "../../lib/index.ts";
+import { EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, Errno, U64_MAX } from "../../lib/index.ts";
 import { PageTable, vtdss, x86_64 } from "../../pt/index.ts";
 import type { Step } from "../../sched/index.ts";
 import {
@@ -27,8 +27,16 @@ import {
 import type { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import type { IommuDescription } from "./description.ts";
-import { type IommuDirtyOps, IommuDomain, type IommuDomainType, type IommuOps, pageTableDirtyOps } from "./domain.ts";
-import { type FaultCause, type FaultFacts, type IommuFault, intelFault } from "./fault.ts";
+import {
+  domainTables,
+  type IommuDirtyOps,
+  IommuDomain,
+  type IommuDomainType,
+  type IommuOps,
+  lacksTable,
+  pageTableDirtyOps,
+} from "./domain.ts";
+import { type FaultCause, type FaultFacts, type IommuFault, intelFault, NO_PASID } from "./fault.ts";
 import { IntelNestedDomain, intelAllocNested } from "./intel_nested.ts";
 import type { IotlbEntry } from "./iotlb.ts";
 import { type ReservedRegion, X86_MSI_WINDOW } from "./resv.ts";
@@ -144,6 +152,7 @@ class IntelDomain extends IommuDomain {
           signExtend: first,
           incoherent: o.incoherent,
           forceWriteable: o.nestParent,
+          ...domainTables(o.kernel),
           iotlbSync: (gather) => domain.flushGather(gather),
         }),
     });
@@ -223,6 +232,7 @@ export class IntelIommu extends IommuUnit {
 
   protected override hwInfoData(type: number): { type: number; data: Uint8Array } | Errno {
     if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_INTEL_VTD) return EOPNOTSUPP;
+    if (this.kernel.fault.slab("hw_info")) return ENOMEM;
     const info = IommuHwInfoVtd.alloc({ flags: IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17, cap_reg: this.cap, ecap_reg: this.ecap });
     return { type: IOMMU_HW_INFO_TYPE_INTEL_VTD, data: info.bytes };
   }
@@ -231,6 +241,13 @@ export class IntelIommu extends IommuUnit {
     if (!this.#nesting || (flags & ~IOMMU_HWPT_ALLOC_PASID) !== 0 || data.type !== IOMMU_HWPT_DATA_VTD_S1) return EOPNOTSUPP;
     if (!(parent instanceof IntelDomain) || parent.stage !== "second" || !parent.nestParent) return EINVAL;
     return intelAllocNested(this.kernel, parent, data, (this.cap & CAP_FS1GP) !== 0n);
+  }
+
+  protected override lacksAttachMemory(pasid: number): boolean {
+    const { fault } = this.kernel;
+    if (pasid !== NO_PASID && fault.slab("dev_pasid_info")) return true;
+    const info = ["iommu_domain_info", "entry of domain_ida", "entry of iommu_array", "cache_tag"].some((what) => fault.slab(what));
+    return info || fault.slabAtomic("qi_batch");
   }
 
   protected override paging(domain: IommuDomain): Errno | undefined {
@@ -293,6 +310,7 @@ export class IntelIommu extends IommuUnit {
 
   #allocFirstStage(type: IommuDomainType, flags: number): IommuDomain | Errno {
     if ((flags & ~IOMMU_HWPT_ALLOC_PASID) !== 0 || !this.#hasFirstStage) return EOPNOTSUPP;
+    if (lacksTable(this.kernel)) return ENOMEM;
     const five = this.#mgaw > 48 && (this.cap & CAP_FS5LP) !== 0n;
     return new IntelDomain({
       kernel: this.kernel,
@@ -311,6 +329,7 @@ export class IntelIommu extends IommuUnit {
     const nestParent = (flags & IOMMU_HWPT_ALLOC_NEST_PARENT) !== 0;
     const dirty = (flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING) !== 0;
     if ((nestParent && !this.#nesting) || (dirty && !this.#dirtyTracking) || !this.#hasSecondStage) return EOPNOTSUPP;
+    if (lacksTable(this.kernel)) return ENOMEM;
     return new IntelDomain({
       kernel: this.kernel,
       type,

@@ -7,7 +7,7 @@
  *
  * Source: drivers/iommu/iommu.c.
  */
-import { Errno, U64_MAX } from "../../lib/index.ts";
+import { ENOMEM, Errno, U64_MAX } from "../../lib/index.ts";
 import { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import { AmdIommu } from "./amd.ts";
@@ -29,6 +29,19 @@ export interface AddDeviceOptions {
   /** Firmware demands one-to-one mappings at all times; default false. */
   readonly requireDirect?: boolean;
 }
+
+const PARTS_OF_A_GROUP: readonly string[] = [
+  "iommu_group",
+  "entry of iommu_group_ida",
+  "name of a group",
+  "sysfs directory of a group",
+  "kobject devices",
+  "name devices",
+  "sysfs directory devices",
+  "sysfs file reserved_regions",
+  "sysfs file type",
+];
+const PARTS_IN_A_GROUP: readonly string[] = ["group_device", "sysfs link iommu_group", "name", "sysfs link of the group"];
 
 export type FaultListener = (fault: IommuFault) => void;
 
@@ -69,11 +82,12 @@ export class IommuSubsystem {
 
   /**
    * Boot and hot-plug: puts a device behind a unit and into `group` (a new one by default), and attaches the group's domain.
-   * Without a unit nothing happens.
+   * Without a unit nothing happens. ENOMEM, and then it is as before.
    */
   addDevice(dev: Device, group?: IommuGroup, options: AddDeviceOptions = {}): Errno | undefined {
     const unit = options.unit ?? this.units[0];
     if (unit === undefined) return undefined;
+    if (this.#lacksMemory(group === undefined)) return ENOMEM;
     dev.iommuUnit = unit;
     const requester = unit.addRequester(dev);
     requester.maxPasids = Math.min(options.maxPasids ?? 0, unit.maxPasids);
@@ -83,11 +97,22 @@ export class IommuSubsystem {
     g.addDevice(dev);
     if (g.defaultDomain === undefined) {
       const domain = this.passthrough ? unit.identityDomain : unit.domainAllocDma(dev);
-      if (domain instanceof Errno) return domain;
-      g.setDefaultDomain(domain);
+      const e = domain instanceof Errno ? domain : g.setDefaultDomain(domain);
+      if (e !== undefined) {
+        this.removeDevice(dev);
+        return e;
+      }
     }
     if (this.kernel.trace.on) this.kernel.trace.emit({ type: "iommu.device", device: dev.name, group: g.id, unit: unit.name });
     return undefined;
+  }
+
+  /** There is no memory for what the core keeps of a device and shows of it in sysfs, nor for its group if that is new. */
+  #lacksMemory(newGroup: boolean): boolean {
+    const { fault } = this.kernel;
+    const lacks = (what: string): boolean => fault.slab(what);
+    if (lacks("dev_iommu") || lacks("sysfs link to the unit") || lacks("sysfs link of the unit")) return true;
+    return (newGroup && PARTS_OF_A_GROUP.some(lacks)) || PARTS_IN_A_GROUP.some(lacks);
   }
 
   /** The device is gone; its group goes with its last device. */

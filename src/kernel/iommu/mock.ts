@@ -41,7 +41,15 @@ import {
 } from "../../uapi/iommufd_test.ts";
 import { Device } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
-import { type IommuDirtyOps, IommuDomain, type IommuGeometry, type IommuOps, pageTableDirtyOps } from "./domain.ts";
+import {
+  domainTables,
+  type IommuDirtyOps,
+  IommuDomain,
+  type IommuGeometry,
+  type IommuOps,
+  lacksTable,
+  pageTableDirtyOps,
+} from "./domain.ts";
 import { type FaultFacts, IommuFault } from "./fault.ts";
 import { IopfQueue } from "./io_pagefault.ts";
 import { MockNestedDomain, MockViommu, mockAllocNested } from "./mock_viommu.ts";
@@ -106,11 +114,33 @@ export class MockDomain extends IommuDomain {
       id: kernel.iommu.getDomainId(),
       pgsizeBitmap: new PageTable(amdv1Mock, options).pgsizeBitmap,
       geometry,
-      table: (domain) => new PageTable(amdv1Mock, { ...options, iotlbSync: (gather) => domain.flushGather(gather) }),
+      table: (domain) =>
+        new PageTable(amdv1Mock, { ...options, ...domainTables(kernel), iotlbSync: (gather) => domain.flushGather(gather) }),
     });
     this.dirtyOps = dirty ? pageTableDirtyOps(this) : undefined;
   }
 }
+
+/** What the driver core makes for a device: its name, its properties as a software node, its place in sysfs, its bus's entry. */
+const PARTS_OF_A_DEVICE: readonly string[] = [
+  "mock_dev",
+  "entry of mock_dev_ida",
+  "name",
+  "properties",
+  "software_node",
+  "entry of swnode ids",
+  "name of a software node",
+  "sysfs directory of a software node",
+  "sysfs link to a software node",
+  "sysfs link of a software node",
+  "software node of a device",
+  "device_private",
+  "sysfs directory",
+  "sysfs file uevent",
+  "sysfs link to the bus",
+  "sysfs link of the bus",
+  "uevent",
+];
 
 const mockDevice = (dev: Device): MockDevice => {
   if (!(dev instanceof MockDevice)) throw new TypeError(`${dev.name} is not a mock device`);
@@ -130,6 +160,7 @@ export class MockIommu extends IommuUnit {
   /** A device behind this unit, in a group of its own. EINVAL: unknown flags. */
   createDevice(flags: number): MockDevice | Errno {
     if ((flags & ~(MOCK_FLAGS_DEVICE_NO_DIRTY | MOCK_FLAGS_DEVICE_PASID)) !== 0) return EINVAL;
+    if (PARTS_OF_A_DEVICE.some((part) => this.kernel.fault.slab(part))) return ENOMEM;
     let id = 0;
     while (this.#ids.has(id)) id++;
     this.#ids.add(id);
@@ -173,6 +204,7 @@ export class MockIommu extends IommuUnit {
       table = cfg;
     }
     if (table !== MOCK_IOMMUPT_DEFAULT && table !== MOCK_IOMMUPT_HUGE) return EOPNOTSUPP;
+    if (lacksTable(this.kernel)) return ENOMEM;
     const domain = new MockDomain(this.kernel, table === MOCK_IOMMUPT_HUGE, dirty);
     const { trace } = this.kernel;
     if (trace.on) trace.emit({ type: "iommu.domain_alloc", domain: domain.id, unit: this.name, device: dev.name, flags });
@@ -205,7 +237,7 @@ export class MockIommu extends IommuUnit {
     return this.blockedDomain;
   }
 
-  override attach(dev: Device, domain: IommuDomain): Errno | undefined {
+  override attach(dev: Device, domain: IommuDomain, mustSucceed = false): Errno | undefined {
     const m = mockDevice(dev);
     if (domain.dirtyOps !== undefined && !m.dirtyTracking) return EINVAL;
     const core = domain instanceof MockNestedDomain ? domain.viommu : undefined;
@@ -216,12 +248,12 @@ export class MockIommu extends IommuUnit {
     const old = this.requesters.get(dev.rid)?.domain;
     const e = this.#enableIopf(m, domain);
     if (e !== undefined) return e;
-    const bad = super.attach(dev, domain);
+    const bad = super.attach(dev, domain, mustSucceed);
     this.#disableIopf(m, bad === undefined ? old : domain);
     return bad;
   }
 
-  override setPasid(dev: Device, pasid: number, domain: IommuDomain): Errno | undefined {
+  override setPasid(dev: Device, pasid: number, domain: IommuDomain, mustSucceed = false): Errno | undefined {
     const m = mockDevice(dev);
     const reserved = pasid === IOMMU_TEST_PASID_RESERVED;
     if (reserved && m.pasidError) {
@@ -230,7 +262,7 @@ export class MockIommu extends IommuUnit {
     }
     let e = this.#enableIopf(m, domain);
     if (e === undefined) {
-      e = super.setPasid(dev, pasid, domain);
+      e = super.setPasid(dev, pasid, domain, mustSucceed);
       if (e !== undefined) this.#disableIopf(m, domain);
     }
     // Not before: removing what was there forgets it.
@@ -277,6 +309,7 @@ export class MockIommu extends IommuUnit {
 
   protected override hwInfoData(type: number): { type: number; data: Uint8Array } | Errno {
     if (type !== IOMMU_HW_INFO_TYPE_DEFAULT && type !== IOMMU_HW_INFO_TYPE_SELFTEST) return EOPNOTSUPP;
+    if (this.kernel.fault.slab("hw_info")) return ENOMEM;
     return { type: IOMMU_HW_INFO_TYPE_SELFTEST, data: IommuTestHwInfo.alloc({ test_reg: IOMMU_HW_INFO_SELFTEST_REGVAL }).bytes };
   }
 

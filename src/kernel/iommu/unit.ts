@@ -12,7 +12,7 @@
  *
  * Source: include/linux/iommu.h (struct iommu_ops), drivers/iommu/iommu.c.
  */
-import { EINVAL, EOPNOTSUPP, type Errno } from "../../lib/index.ts";
+import { EINVAL, ENOMEM, EOPNOTSUPP, type Errno } from "../../lib/index.ts";
 import type { Step } from "../../sched/index.ts";
 import { IOMMU_HW_CAP_DIRTY_TRACKING, IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED, IOMMU_HW_INFO_TYPE_DEFAULT } from "../../uapi/iommufd.ts";
 import type { Device } from "../device.ts";
@@ -192,16 +192,24 @@ export abstract class IommuUnit {
     this.requesters.delete(dev.rid);
   }
 
+  /** There is no memory for what the driver keeps of an attachment of a paging domain, to a requester or to one of its PASIDs. */
+  protected lacksAttachMemory(_pasid: number): boolean {
+    return false;
+  }
+
   /** A domain of this unit's driver: two drivers' domains never mix. */
   compatible(domain: IommuDomain): boolean {
     return domain.owner === this.ops;
   }
 
-  /** Routes the device's requests without PASID to `domain`. EINVAL: this unit cannot walk it (the device is then left blocked). */
-  attach(dev: Device, domain: IommuDomain): Errno | undefined {
+  /**
+   * Routes the device's requests without PASID to `domain`. EINVAL: this unit cannot walk it; ENOMEM, unless `mustSucceed`: the
+   * way back that a failure takes. The device is then left blocked.
+   */
+  attach(dev: Device, domain: IommuDomain, mustSucceed = false): Errno | undefined {
     const r = this.requesters.get(dev.rid);
     if (r === undefined || !this.compatible(domain)) return EINVAL;
-    const e = this.#switch(r, domain);
+    const e = this.#switch(r, domain, mustSucceed);
     const trace = this.kernel.trace;
     if (trace.on) {
       trace.emit({ type: "iommu.attach", device: dev.name, domain: domain.id, kind: domain.type, pasid: NO_PASID, errno: e?.name });
@@ -209,12 +217,13 @@ export abstract class IommuUnit {
     return e;
   }
 
-  /** Routes requests with `pasid` to `domain`, whatever they were routed to before. EOPNOTSUPP: no PASIDs here; EINVAL as `attach`. */
-  setPasid(dev: Device, pasid: number, domain: IommuDomain): Errno | undefined {
+  /** Routes requests with `pasid` to `domain`, whatever they were routed to before. EOPNOTSUPP: no PASIDs here; EINVAL and ENOMEM as `attach`, and nothing changes. */
+  setPasid(dev: Device, pasid: number, domain: IommuDomain, mustSucceed = false): Errno | undefined {
     const r = this.requesters.get(dev.rid);
     if (r === undefined || r.maxPasids === 0) return EOPNOTSUPP;
     const e = domain.paging || domain.type === "nested" ? this.paging(domain) : undefined;
     if (e !== undefined) return e;
+    if (domain.paging && !mustSucceed && this.lacksAttachMemory(pasid)) return ENOMEM;
     this.removePasid(dev, pasid);
     if (domain.type === "blocked") return undefined;
     const user: DomainUser = { unit: this, device: dev.name, pasid };
@@ -288,11 +297,12 @@ export abstract class IommuUnit {
     return this.decode(facts, domain);
   }
 
-  #switch(r: Requester, domain: IommuDomain): Errno | undefined {
+  #switch(r: Requester, domain: IommuDomain, mustSucceed: boolean): Errno | undefined {
     // The old domain goes first: a device that a new domain refuses ends up blocked, as in Linux.
     this.#leave(r);
     const e = domain.paging || domain.type === "nested" ? this.paging(domain) : undefined;
     if (e !== undefined) return e;
+    if (domain.paging && !mustSucceed && this.lacksAttachMemory(NO_PASID)) return ENOMEM;
     r.domain = domain;
     if (domain.type === "blocked") return undefined;
     r.user = { unit: this, device: r.device.name, pasid: NO_PASID };

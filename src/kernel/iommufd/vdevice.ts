@@ -9,7 +9,7 @@
  * Lock: `vdev` and `destroying` of a device are under its group's lock.
  * Source: drivers/iommu/iommufd/viommu.c, device.c.
  */
-import { EEXIST, EINVAL, ENOENT, Errno } from "../../lib/errno.ts";
+import { EEXIST, EINVAL, ENOENT, ENOMEM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import type { IommuVdeviceAlloc } from "../../uapi/iommufd.ts";
@@ -118,6 +118,7 @@ function* install(vdev: IommufdVdevice): Step<Errno | undefined> {
   const { viommu, virtId } = vdev;
   const { vdevs, ops } = viommu;
   if (ops === undefined) throw new KernelBug(`virtual IOMMU ${viommu.id} has no driver`);
+  if (viommu.ctx.kernel.fault.slab("entry of vdevs")) return ENOMEM;
   if (vdevs.has(virtId)) return EEXIST;
   vdevs.set(virtId, undefined);
   if (ops.vdeviceInit !== undefined) {

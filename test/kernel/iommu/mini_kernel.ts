@@ -1,5 +1,6 @@
 /** As much of a kernel as the IOMMU layer needs: scheduler, trace, units, and devices to put behind them. */
 import { Device } from "../../../src/kernel/device.ts";
+import { FaultInjection } from "../../../src/kernel/fault_inject.ts";
 import type { IommuDomain } from "../../../src/kernel/iommu/domain.ts";
 import type { IommuGroup } from "../../../src/kernel/iommu/group.ts";
 import { type AddDeviceOptions, type IommuDescription, IommuSubsystem } from "../../../src/kernel/iommu/iommu.ts";
@@ -30,6 +31,7 @@ export function miniKernel(...units: IommuDescription[]): MiniKernel {
     },
   };
   const kernel = partial as unknown as Kernel;
+  partial.fault = new FaultInjection(kernel);
   const iommu = new IommuSubsystem(kernel);
   partial.iommu = iommu;
   for (const d of units) iommu.addUnit(d);
