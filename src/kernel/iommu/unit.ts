@@ -192,7 +192,7 @@ export abstract class IommuUnit {
     this.requesters.delete(dev.rid);
   }
 
-  /** There is no memory for what the driver keeps of an attachment of a paging domain, to a requester or to one of its PASIDs. */
+  /** There is no memory for what the driver keeps of an attachment to a table, of a requester or to one of its PASIDs. */
   protected lacksAttachMemory(_pasid: number): boolean {
     return false;
   }
@@ -223,7 +223,7 @@ export abstract class IommuUnit {
     if (r === undefined || r.maxPasids === 0) return EOPNOTSUPP;
     const e = domain.paging || domain.type === "nested" ? this.paging(domain) : undefined;
     if (e !== undefined) return e;
-    if (domain.paging && !mustSucceed && this.lacksAttachMemory(pasid)) return ENOMEM;
+    if ((domain.paging || domain.type === "nested") && !mustSucceed && this.lacksAttachMemory(pasid)) return ENOMEM;
     this.removePasid(dev, pasid);
     if (domain.type === "blocked") return undefined;
     const user: DomainUser = { unit: this, device: dev.name, pasid };
@@ -302,7 +302,7 @@ export abstract class IommuUnit {
     this.#leave(r);
     const e = domain.paging || domain.type === "nested" ? this.paging(domain) : undefined;
     if (e !== undefined) return e;
-    if (domain.paging && !mustSucceed && this.lacksAttachMemory(NO_PASID)) return ENOMEM;
+    if ((domain.paging || domain.type === "nested") && !mustSucceed && this.lacksAttachMemory(NO_PASID)) return ENOMEM;
     r.domain = domain;
     if (domain.type === "blocked") return undefined;
     r.user = { unit: this, device: r.device.name, pasid: NO_PASID };
