@@ -14,11 +14,12 @@ export {
   type Run,
   type Violation,
 } from "./program.ts";
+export { type Choice, Recorder } from "./recorder.ts";
 export { replay, type Shrunk, shrink } from "./replay.ts";
 export { scenarios } from "./scenarios/index.ts";
 export { type MapVsRevokeOptions, mapVsRevoke } from "./scenarios/map_vs_revoke.ts";
 export { childOf, formatSchedule, NAMED, type Planned, parseSchedule, scheduleOf, stepsOf, TIME, threadName } from "./schedule.ts";
 export { type Choose, type DrivenRun, drive, exploreAll, explorePct, exploreRandom } from "./search.ts";
-export { type Choice, InvariantBroken, Recorder, type Scenario, type Scene, taskProgram } from "./tasks.ts";
+export { InvariantBroken, type Scenario, type Scene, taskProgram } from "./tasks.ts";
 export { traceOf } from "./trace_key.ts";
 export { type WaitFor, waitCycle } from "./wait_for.ts";

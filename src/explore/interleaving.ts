@@ -1,9 +1,10 @@
 /** A run of tasks, step by step, in columns: what each does and which locks it then holds. */
 import type { SchedPoint } from "../sched/task.ts";
 import type { Outcome } from "./program.ts";
+import type { Choice } from "./recorder.ts";
 import { Follower } from "./replay.ts";
 import { append, TIME } from "./schedule.ts";
-import { type Choice, type Scenario, taskProgram } from "./tasks.ts";
+import { type Scenario, taskProgram } from "./tasks.ts";
 
 export interface ToldStep {
   readonly thread: number;

@@ -88,9 +88,25 @@ export interface Outcome {
   readonly violation?: Violation | undefined;
 }
 
-/** Something that must not happen, and did. */
+/**
+ * Something that must not happen, and did: tasks that wait for each other, a
+ * task that waits for what is there (`lost-wakeup`), a run without an end, a
+ * cycle of lock classes, a field used in no order, a use of what was freed, a
+ * reference counted wrongly, calls that answer what they answer in no order
+ * (`results`), an invariant, and any other `KernelBug`.
+ */
 export interface Violation {
-  readonly kind: "deadlock" | "livelock" | "lockdep" | "bug" | "invariant";
+  readonly kind:
+    | "deadlock"
+    | "lost-wakeup"
+    | "livelock"
+    | "lockdep"
+    | "race"
+    | "use-after-free"
+    | "refcount"
+    | "results"
+    | "invariant"
+    | "bug";
   readonly message: string;
 }
 

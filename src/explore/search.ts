@@ -53,6 +53,16 @@ function count(counts: Counts, run: DrivenRun): void {
 
 /** Every interleaving that preempts a running thread at most `preemptions` times; all of them by default. */
 export function exploreAll(program: Program, onRun: OnRun, preemptions: number = Number.POSITIVE_INFINITY): Counts {
+  return exploreAllowing(program, onRun, (enabled, last, spent) =>
+    spent < preemptions ? enabled : enabled.filter((t) => !isPreemption(enabled, last, t)),
+  );
+}
+
+/** Of the threads that can go on, those that may, after that many preemptions; never none. */
+export type Allow = (enabled: readonly number[], last: number | undefined, preemptions: number) => readonly number[];
+
+/** Every interleaving of allowed steps, with every choice. */
+export function exploreAllowing(program: Program, onRun: OnRun, allow: Allow): Counts {
   const counts = newCounts();
   /** For each step and each choice of the run in hand, in order, what is not yet tried there; the current one is last. */
   const open: number[][] = [];
@@ -67,9 +77,9 @@ export function exploreAll(program: Program, onRun: OnRun, preemptions: number =
       program.start(),
       (enabled, last) => {
         const t = take(() => {
-          const first = goesOn(enabled, last);
-          const others = enabled.filter((o) => o !== first && (spent < preemptions || !isPreemption(enabled, last, o)));
-          return [...others, first];
+          const allowed = allow(enabled, last, spent);
+          const first = goesOn(allowed, last);
+          return [...allowed.filter((o) => o !== first), first];
         });
         if (isPreemption(enabled, last, t)) spent++;
         return t;

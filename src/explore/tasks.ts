@@ -7,11 +7,6 @@
  * that no lock guards and nobody watches is not seen: two orders of steps that
  * differ in nothing else are taken for one.
  *
- * Objects keep their number from run to run. One that was met before the tasks
- * start is numbered in the order of meeting; all that are made later share a
- * number per name, as if they were one object: that can cost runs, and loses
- * none.
- *
  * Tasks that the scene does not name (work that the kernel queues, kernel
  * threads) are threads of the program from their birth on, and so is the passing
  * of time, whose step fires the next timer. What a call defers to its own end is
@@ -22,10 +17,11 @@
  * left to lockdep, which forbids a second read by the same task.
  */
 import { KernelBug } from "../lib/kernel_bug.ts";
-import type { LockLike } from "../sched/lockdep.ts";
 import { RwSem, WwMutex } from "../sched/locks.ts";
-import type { Sched, SchedObserver } from "../sched/sched.ts";
+import type { Sched } from "../sched/sched.ts";
 import type { Named, Task } from "../sched/task.ts";
+import { Waitable } from "../sched/wait.ts";
+import type { Trace } from "../trace/trace.ts";
 import {
   byDefault,
   type Decide,
@@ -36,8 +32,12 @@ import {
   type Program,
   type Violation,
 } from "./program.ts";
-import { childOf, NAMED, TIME } from "./schedule.ts";
+import { Numbers, Recorder } from "./recorder.ts";
+import { TIME } from "./schedule.ts";
+import { sequentialResults } from "./sequential.ts";
 import { waitCycle } from "./wait_for.ts";
+
+export { Recorder } from "./recorder.ts";
 
 /** Thrown by a scene, in a task or at the end: what must hold does not. */
 export class InvariantBroken extends Error {
@@ -53,6 +53,10 @@ export interface Scene {
   readonly tasks: readonly Task[];
   /** Called after the last step, when every task has ended: checks what must hold and names the final state. */
   end(): string;
+  /** What the calls answered, in a word; for `Scenario.sequential`. Asked before `end`. */
+  results?(): string;
+  /** Where the machine tells its events, to show a run. */
+  readonly trace?: Trace;
 }
 
 export interface Scenario {
@@ -67,239 +71,17 @@ export interface Scenario {
    * take any time (`any`).
    */
   readonly time?: "idle" | "any";
+  /**
+   * The calls must answer (`Scene.results`) as they do in one of the runs in
+   * which each goes from its beginning to its end, or to where it waits,
+   * undisturbed. A call ends where its task ends or lets others run
+   * (`Sched.yield`).
+   */
+  readonly sequential?: boolean;
   /** Steps after which a run is taken not to end. Default 10,000. */
   readonly maxSteps?: number;
   /** Call `record` with the scheduler before the first lock is taken. */
   setUp(record: (sched: Sched) => Recorder): Scene;
-}
-
-/** Numbers that stay from run to run. */
-class Numbers {
-  readonly #byKey: Map<string, number> = new Map();
-
-  of(key: string): number {
-    let n = this.#byKey.get(key);
-    if (n === undefined) {
-      n = this.#byKey.size;
-      this.#byKey.set(key, n);
-    }
-    return n;
-  }
-}
-
-/** What a step chose. */
-export interface Choice {
-  readonly label: string;
-  readonly n: number;
-  readonly value: number;
-}
-
-const NONE: readonly number[] = [];
-const TAKEN_FROM_TIME: readonly number[] = [TIME];
-
-/** Collects the footprint of the step that runs, and settles its choices. */
-export class Recorder implements SchedObserver {
-  readonly sched: Sched;
-  readonly #numbers: Numbers;
-  readonly #known: Map<object, number> = new Map();
-  #started = false;
-  #accesses: number[] = [];
-  #acquired = -1;
-  #released: number[] = [];
-  #woken: number[] = [];
-  #cancelled = false;
-  #decide: Decide = byDefault;
-  #choices: Choice[] = [];
-  /** The thread that steps; -1 for none. */
-  #stepping = -1;
-  /** Every task that is a thread, by its number, and back. */
-  readonly #threads: Map<number, Task> = new Map();
-  readonly #numberOfTask: Map<Task, number> = new Map();
-  /** Threads that the scene has not named, in ascending order; those that were there before it are not to end. */
-  readonly born: number[] = [];
-  readonly #older: Set<number> = new Set();
-  readonly #births: Map<number, number> = new Map();
-  /** How each lock is held, to know how it is released. */
-  readonly #modes: Map<Task, Map<LockLike, "write" | "read">> = new Map();
-
-  constructor(sched: Sched, numbers: Numbers) {
-    this.sched = sched;
-    this.#numbers = numbers;
-    sched.observer = this;
-  }
-
-  /** Another task may care about the order of this step and others that touch `name`. */
-  touch(name: string, write = true): void {
-    this.#note(this.#numbers.of(`scene ${name}`), write);
-  }
-
-  /**
-   * One of `n` values, 0 to `n` - 1: every strategy tries them all. Callable
-   * anywhere below a step: which call comes next, does this allocation fail.
-   * Before the tasks start, and when they have ended, it is 0.
-   */
-  choose(n: number, label = "choice"): number {
-    if (!(Number.isSafeInteger(n) && n > 0)) throw new RangeError(`${label}: a choice of ${n} values`);
-    if (n === 1 || this.#stepping < 0) return 0;
-    const value = this.#decide(n, label);
-    this.#choices.push({ label, n, value });
-    return value;
-  }
-
-  /** What the last step chose. */
-  get choices(): readonly Choice[] {
-    return this.#choices;
-  }
-
-  /** From now on every use of a field is seen. */
-  watch<T extends object>(target: T, field: keyof T & string): void {
-    let value = target[field];
-    const name = `${target.constructor.name}.${field}`;
-    Object.defineProperty(target, field, {
-      get: () => {
-        this.touch(name, false);
-        return value;
-      },
-      set: (v) => {
-        this.touch(name);
-        value = v;
-      },
-      configurable: true,
-      enumerable: true,
-    });
-  }
-
-  /** The tasks start: what is met from here on is new. */
-  begin(tasks: readonly Task[]): void {
-    if (tasks.length > NAMED) throw new RangeError(`${tasks.length} tasks: there are letters for ${NAMED}`);
-    for (const [n, task] of tasks.entries()) this.#enter(n, task);
-    for (const task of this.sched.liveTasks()) {
-      if (this.#numberOfTask.has(task)) continue;
-      this.#older.add(this.#bear(task, TIME));
-    }
-    this.#started = true;
-    this.sched.interleave = true;
-  }
-
-  #enter(thread: number, task: Task): void {
-    this.#threads.set(thread, task);
-    this.#numberOfTask.set(task, thread);
-  }
-
-  #bear(task: Task, parent: number): number {
-    const nth = this.#births.get(parent) ?? 0;
-    this.#births.set(parent, nth + 1);
-    const thread = childOf(parent, nth);
-    this.#enter(thread, task);
-    let i = this.born.length;
-    while (i > 0 && (this.born[i - 1] as number) > thread) i--;
-    this.born.splice(i, 0, thread);
-    return thread;
-  }
-
-  /** Undefined for the passing of time, and for a number that is no thread's. */
-  taskOf(thread: number): Task | undefined {
-    return this.#threads.get(thread);
-  }
-
-  /** Was the thread there before the scene, so that it need not end with it? */
-  isOlder(thread: number): boolean {
-    return this.#older.has(thread);
-  }
-
-  numberOf(on: Named): number {
-    const known = this.#known.get(on);
-    if (known !== undefined) return known;
-    const n = this.#numbers.of(this.#started ? `new ${on.name}` : `${this.#known.size} ${on.name}`);
-    this.#known.set(on, n);
-    return n;
-  }
-
-  #note(object: number, write: boolean): void {
-    const a = object * 2 + (write ? 1 : 0);
-    if (this.#started && !this.#accesses.includes(a)) this.#accesses.push(a);
-  }
-
-  acquired(task: Task, lock: LockLike, mode: "write" | "read"): void {
-    const n = this.numberOf(lock);
-    if (!this.#started) return;
-    this.#note(n, mode === "write");
-    this.#acquired = n;
-    let modes = this.#modes.get(task);
-    if (modes === undefined) {
-      modes = new Map();
-      this.#modes.set(task, modes);
-    }
-    modes.set(lock, mode);
-  }
-
-  released(task: Task, lock: LockLike): void {
-    const n = this.numberOf(lock);
-    this.#note(n, this.#modes.get(task)?.get(lock) !== "read");
-    this.#released.push(n);
-  }
-
-  touched(on: Named): void {
-    this.#note(this.numberOf(on), true);
-  }
-
-  blocked(task: Task): void {
-    this.#touchThread(this.#numberOfTask.get(task));
-  }
-
-  woken(task: Task): void {
-    this.#wake(this.#numberOfTask.get(task));
-  }
-
-  started(task: Task): void {
-    if (this.#stepping < 0 || this.#numberOfTask.has(task)) return;
-    this.#wake(this.#bear(task, this.#stepping));
-  }
-
-  cancelled(): void {
-    this.#cancelled = true;
-  }
-
-  #wake(thread: number | undefined): void {
-    this.#touchThread(thread);
-    if (thread !== undefined) this.#woken.push(thread);
-  }
-
-  #touchThread(thread: number | undefined): void {
-    if (thread !== undefined) this.#note(this.#numbers.of(`thread ${thread}`), true);
-  }
-
-  /** Steps a thread and tells what the step did. `idle` when time passes only while nothing else can run. Throws what the firing of a timer threw. */
-  step(thread: number, decide: Decide, idle: boolean): Footprint {
-    const task = this.#threads.get(thread);
-    const point = task?.point;
-    this.#accesses = [];
-    this.#acquired = -1;
-    this.#released = [];
-    this.#woken = [];
-    this.#choices = [];
-    this.#cancelled = false;
-    this.#decide = decide;
-    this.#stepping = thread;
-    const blocking = point?.op === "lock" || point?.op === "lock-read";
-    if (point?.op === "wait" || (point?.op === "start" && thread > TIME)) this.#touchThread(thread);
-    if (point !== undefined && (blocking || point.op === "trylock")) this.#note(this.numberOf(point.on), point.op !== "lock-read");
-    try {
-      if (task !== undefined) this.sched.step(task);
-      else this.sched.fireNext();
-    } finally {
-      this.#stepping = -1;
-    }
-    return {
-      accesses: this.#accesses,
-      acquired: this.#acquired,
-      blocking: blocking && this.#acquired >= 0,
-      released: this.#released,
-      woke: this.#woken,
-      disabled: this.#cancelled && !idle ? TAKEN_FROM_TIME : NONE,
-      barrier: idle && thread === TIME,
-    };
-  }
 }
 
 /** Every run sets the scenario up anew. */
@@ -309,10 +91,15 @@ export interface TaskProgram extends Program {
 
 export function taskProgram(scenario: Scenario): TaskProgram {
   const numbers = new Numbers();
+  let allowed: ReadonlySet<string> | undefined;
+  const answers = (): ReadonlySet<string> => {
+    allowed ??= sequentialResults(() => new TaskExecution(scenario, new Numbers()));
+    return allowed;
+  };
   return {
     name: scenario.name,
     exact: false,
-    start: () => new TaskExecution(scenario, numbers),
+    start: () => new TaskExecution(scenario, numbers, scenario.sequential === true ? answers : undefined),
   };
 }
 
@@ -333,10 +120,13 @@ export class TaskExecution implements Execution {
   readonly #scene: Scene;
   readonly #anyTime: boolean;
   readonly #maxSteps: number;
+  /** What the calls may answer; undefined where the scenario does not say. */
+  readonly #answers: (() => ReadonlySet<string>) | undefined;
   #steps = 0;
   #violation: Violation | undefined = undefined;
 
-  constructor(scenario: Scenario, numbers: Numbers) {
+  constructor(scenario: Scenario, numbers: Numbers, answers?: () => ReadonlySet<string>) {
+    this.#answers = answers;
     let recorder: Recorder | undefined;
     this.#scene = scenario.setUp((sched) => {
       recorder = new Recorder(sched, numbers);
@@ -387,7 +177,9 @@ export class TaskExecution implements Execution {
       if (task !== undefined) throw e;
       this.#violation = violationOf(e);
     }
+    // What was seen first explains what was thrown after it.
     if (task?.state === "failed") this.#violation = violationOf(task.error);
+    this.#violation = this.recorder.violation ?? this.#violation;
     return footprint;
   }
 
@@ -408,6 +200,7 @@ export class TaskExecution implements Execution {
     const violation = this.#violation ?? this.#stuck();
     if (violation !== undefined) return { state: `${violation.kind}: ${violation.message}`, violation };
     try {
+      this.#checkResults();
       return { state: this.#scene.end() };
     } catch (e) {
       const broken = violationOf(e);
@@ -415,10 +208,34 @@ export class TaskExecution implements Execution {
     }
   }
 
+  get trace(): Trace | undefined {
+    return this.#scene.trace;
+  }
+
+  /** What the calls answered; undefined where the scene does not say. */
+  results(): string | undefined {
+    return this.#scene.results?.();
+  }
+
+  #checkResults(): void {
+    if (this.#answers === undefined) return;
+    const got = this.results();
+    if (got === undefined) throw new TypeError("a scenario with sequential results whose scene has none");
+    const allowed = this.#answers();
+    if (!allowed.has(got))
+      throw new WrongResults(`the calls answer ${got}; one after another they answer ${[...allowed].sort().join(" or ")}`);
+  }
+
   #stuck(): Violation | undefined {
     const { recorder } = this;
     const waits = this.#unfinished();
     if (waits.length === 0) return undefined;
+    for (const thread of waits) {
+      const t = recorder.taskOf(thread) as Task;
+      if (t.state === "blocked" && t.blockedOn instanceof Waitable && t.blockedOn.satisfied(t)) {
+        return { kind: "lost-wakeup", message: `${t.name} waits for ${t.blockedOn.name}, which is there: nobody has woken it` };
+      }
+    }
     const all = [...this.tasks.keys(), ...recorder.born].map((t) => recorder.taskOf(t) as Task);
     const message = waitCycle(
       waits.map((thread) => {
@@ -436,10 +253,18 @@ const NOTHING: Footprint = { accesses: [], acquired: -1, blocking: false, releas
 
 const canRun = (task: Task): boolean => task.state === "runnable" && !lockedOut(task);
 
+class WrongResults extends Error {}
+
 /** Anything but a bug of the kernel or a broken invariant is a mistake of the scenario, and is thrown. */
 function violationOf(e: unknown): Violation {
   if (e instanceof InvariantBroken) return { kind: "invariant", message: e.message };
+  if (e instanceof WrongResults) return { kind: "results", message: e.message };
   if (!(e instanceof KernelBug)) throw e;
-  if (e.message.startsWith("lockdep")) return { kind: "lockdep", message: e.message };
-  return { kind: e.message.includes("invariant") ? "invariant" : "bug", message: e.message };
+  const { message } = e;
+  if (message.startsWith("lockdep")) return { kind: "lockdep", message };
+  if (message.includes("invariant")) return { kind: "invariant", message };
+  return { kind: REFERENCES.test(message) ? "refcount" : "bug", message };
 }
+
+/** How the kernel words a reference that is counted wrongly. */
+const REFERENCES = /refcount|user count|wait count|put too often|used after they were freed|symbol_put|module_put/;

@@ -71,6 +71,7 @@ export class Kernel {
  */
 class KernelClock implements TraceClock {
   readonly #kernel: Kernel;
+  #events: SchedObserver | undefined = undefined;
 
   constructor(kernel: Kernel) {
     this.#kernel = kernel;
@@ -86,12 +87,18 @@ class KernelClock implements TraceClock {
 
   listening(on: boolean): void {
     const { sched, trace } = this.#kernel;
-    sched.observer = on ? schedEvents(trace) : undefined;
+    // An explorer that observes goes on to; it asks for these events itself where it wants them.
+    if (on && sched.observer === undefined) {
+      this.#events = schedEvents(trace);
+      sched.observer = this.#events;
+    } else if (!on && sched.observer === this.#events) {
+      sched.observer = undefined;
+    }
   }
 }
 
 /** What the scheduler does, as trace events. */
-const schedEvents = (trace: Trace): SchedObserver => ({
+export const schedEvents = (trace: Trace): SchedObserver => ({
   acquired: (_task, lock, mode) => trace.emit({ type: "sched.lock", lock: lock.name, mode }),
   released: (_task, lock) => trace.emit({ type: "sched.unlock", lock: lock.name }),
   blocked: (_task, on) => trace.emit({ type: "sched.block", on: on.name }),

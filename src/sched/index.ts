@@ -3,4 +3,4 @@ export { Mutex, RwSem, WwAcquireCtx, WwMutex } from "./locks.ts";
 export { Refcount } from "./refcount.ts";
 export { Sched, type SchedObserver, type Timer, WouldBlock } from "./sched.ts";
 export { type Held, type Named, type PointOp, type SchedPoint, type Step, type Steps, Task, type TaskState } from "./task.ts";
-export { Completion, WaitQueue } from "./wait.ts";
+export { Completion, Waitable, WaitQueue } from "./wait.ts";

@@ -42,10 +42,11 @@ abstract class Lock implements LockLike {
   protected forget(task: Task): void {
     const held = task.held;
     for (let i = held.length - 1; i >= 0; i--) {
-      if (held[i]?.lock === this) {
+      const h = held[i];
+      if (h?.lock === this) {
         if (i === held.length - 1) held.pop();
         else held.splice(i, 1);
-        this.sched.observer?.released?.(task, this);
+        this.sched.observer?.released?.(task, this, h.mode);
         return;
       }
     }
@@ -196,6 +197,7 @@ export class RwSem extends Lock {
     const i = task.held.findIndex((h) => h.lock === this);
     const h = task.held[i];
     if (h !== undefined) task.held[i] = { lock: this, mode: "read", trylock: h.trylock };
+    this.sched.observer?.touched?.(this);
     this.#writer = undefined;
     this.#readers++;
     this.wakeAll();

@@ -22,7 +22,7 @@ import { type Named, type SchedPoint, type Step, type Steps, Task } from "./task
 /** Told of what tasks do; every member optional, so that silence costs one test. */
 export interface SchedObserver {
   acquired?(task: Task, lock: LockLike, mode: "write" | "read"): void;
-  released?(task: Task, lock: LockLike): void;
+  released?(task: Task, lock: LockLike, mode: "write" | "read"): void;
   /** What tasks wait on was looked at or changed: whoever orders steps by what they share must know. Locks are not told here. */
   touched?(on: Named): void;
   blocked?(task: Task, on: Named): void;
@@ -31,6 +31,8 @@ export interface SchedObserver {
   finished?(task: Task): void;
   /** A timer will not fire. */
   cancelled?(): void;
+  /** The memory of an object was given back: whoever uses it from now on has a reference that is none. */
+  freed?(object: object): void;
 }
 
 /** Thrown by `execute` when the task waits for something that nothing left to run will bring. */
@@ -205,6 +207,11 @@ export class Sched {
   interrupt(task: Task): void {
     task.signalled = true;
     this.wake(task);
+  }
+
+  /** Says that an object's memory is given back, as kfree does. Nothing may use it from here on. */
+  freed(object: object): void {
+    this.observer?.freed?.(object);
   }
 
   /** Lets others run. */

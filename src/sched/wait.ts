@@ -3,7 +3,7 @@ import { EINTR, type Errno } from "../lib/errno.ts";
 import type { Sched } from "./sched.ts";
 import type { Named, SchedPoint, Step, Task } from "./task.ts";
 
-abstract class Waitable implements Named {
+export abstract class Waitable implements Named {
   readonly name: string;
   protected readonly sched: Sched;
   readonly #waiters: Task[] = [];
@@ -32,6 +32,9 @@ abstract class Waitable implements Named {
     const i = this.#waiters.indexOf(this.sched.current);
     if (i >= 0) this.#waiters.splice(i, 1);
   }
+
+  /** Is what the blocked task waits for there, so that a wake-up is all that is missing? Asked by who drives the tasks. */
+  abstract satisfied(task: Task): boolean;
 
   protected wakeWaiters(): void {
     this.touch();
@@ -63,6 +66,10 @@ export class Completion extends Waitable {
 
   get done(): boolean {
     this.touch();
+    return this.#done > 0;
+  }
+
+  satisfied(): boolean {
     return this.#done > 0;
   }
 
@@ -109,9 +116,27 @@ export class Completion extends Waitable {
 
 /** Tasks that wait for a condition which others may make true. */
 export class WaitQueue extends Waitable {
+  /** What each parked task waits for. */
+  #conditions: Map<Task, () => boolean> | undefined = undefined;
+
+  satisfied(task: Task): boolean {
+    return this.#conditions?.get(task)?.() === true;
+  }
+
+  #parkFor(condition: () => boolean): SchedPoint {
+    this.#conditions ??= new Map();
+    this.#conditions.set(this.sched.current, condition);
+    return this.park();
+  }
+
+  protected override unpark(): void {
+    super.unpark();
+    this.#conditions?.delete(this.sched.current);
+  }
+
   /** Waits, uninterruptibly, until `condition` holds. */
   *waitEvent(condition: () => boolean): Step<void> {
-    while (!condition()) yield this.park();
+    while (!condition()) yield this.#parkFor(condition);
     this.unpark();
   }
 
@@ -123,7 +148,7 @@ export class WaitQueue extends Waitable {
         this.unpark();
         return EINTR;
       }
-      yield this.park();
+      yield this.#parkFor(condition);
     }
     this.unpark();
     return undefined;

@@ -15,32 +15,8 @@ import {
   taskProgram,
   tell,
 } from "../../src/explore/index.ts";
-import { Completion, LockClass, Mutex, Refcount, RwSem, Sched, type Step, type Steps } from "../../src/sched/index.ts";
-
-/** A world of the test's making and the bodies of its tasks. */
-function scenario<W>(
-  make: (sched: Sched, recorder: Recorder) => W,
-  bodies: readonly ((w: W) => Step<void>)[],
-  end?: (w: W) => string,
-): Scenario {
-  const threads = bodies.map((_, i) => `task ${i}`);
-  return {
-    name: "test",
-    summary: "a test",
-    threads,
-    setUp(record) {
-      const sched = new Sched();
-      const w = make(sched, record(sched));
-      const tasks = bodies.map((b, i) => {
-        const t = sched.thread(threads[i] as string, "the test");
-        const body: Steps<void> = () => b(w);
-        sched.start(t, body());
-        return t;
-      });
-      return { tasks, end: () => end?.(w) ?? "" };
-    },
-  };
-}
+import { Completion, LockClass, Mutex, Refcount, RwSem, type Sched, type Step, type Steps } from "../../src/sched/index.ts";
+import { scenario } from "./world.ts";
 
 /** What either strategy sees; they must agree on the states. */
 function outcomes(s: Scenario): Map<string, Outcome> {
@@ -125,7 +101,7 @@ describe("found", () => {
           },
       ),
     );
-    expect(violations(s)).toEqual(["bug: refcount thing: underflow"]);
+    expect(violations(s)).toEqual(["refcount: refcount thing: underflow"]);
   });
 
   test("what the scene says must hold and does not", () => {

@@ -114,6 +114,7 @@ export function* dmaBufDetach(dmabuf: DmaBuf, att: DmaBufAttachment): Step<void>
   if (dmabuf.ops.detach !== undefined) yield* dmabuf.ops.detach(dmabuf, att);
   const { trace } = dmabuf.kernel;
   if (trace.on) trace.emit({ type: "dma_buf.detach", ino: dmabuf.ino, importer: att.dev.name });
+  dmabuf.kernel.sched.freed(att);
 }
 
 /** Keeps the memory where it is until `dmaBufUnpin`; for dynamic importers. Reservation held. The exporter's answer. */

@@ -137,6 +137,7 @@ export function* dmaBufRelease(dmabuf: DmaBuf): Step<void> {
   const attachments = dmabuf.attachments.length + (dmabuf.negotiated?.attachments.length ?? 0);
   if (attachments > 0) throw new KernelBug(`a dma-buf of ${dmabuf.expName} is released with ${attachments} attachments`);
   kernel.modules.put(dmabuf.owner);
+  kernel.sched.freed(dmabuf);
 }
 
 /** Before the CPU looks at the memory: the exporter makes it coherent, and what is pending ends. EINTR. */

@@ -323,6 +323,7 @@ export class Vfs {
     } finally {
       this.openFiles--;
     }
+    this.kernel.sched.freed(file);
   }
 
   *#releaseDelayed(): Step<void> {

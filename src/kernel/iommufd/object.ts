@@ -201,6 +201,7 @@ function* decWait(ctx: IommufdCtx, obj: IommufdObject): Step<Errno | undefined> 
 function* destroyRemoved(ctx: IommufdCtx, obj: IommufdObject): Step<void> {
   if (ctx.kernel.trace.on) ctx.kernel.trace.emit({ type: "iommufd.destroy", ctx: ctx.serial, id: obj.id, object: obj.type });
   yield* obj.destroy();
+  ctx.kernel.sched.freed(obj);
 }
 
 /** Removes a published object if nobody but the table uses it; the caller has made sure which object it is. */

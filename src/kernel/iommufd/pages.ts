@@ -146,6 +146,7 @@ export class IoptPages {
     if (this.file !== undefined) this.kernel.fs.fput(this.file);
     this.source.put();
     iommufdModule(this.kernel).livePages--;
+    this.kernel.sched.freed(this);
   }
 
   // ----- what covers a page

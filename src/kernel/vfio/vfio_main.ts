@@ -194,6 +194,7 @@ export class VfioDevice {
     const state = vfioOf(this.kernel);
     state.leaveSet(this);
     state.freeIndex(this.index);
+    this.kernel.sched.freed(this);
   }
 }
 

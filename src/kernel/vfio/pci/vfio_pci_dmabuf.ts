@@ -197,6 +197,7 @@ export const vfioPciDmaBufOps: DmaBufOps = {
       vdev.vdev.putRegistration();
     }
     live(dmabuf.kernel).count--;
+    dmabuf.kernel.sched.freed(priv);
   },
 };
 

@@ -1,0 +1,320 @@
+/**
+ * What a step of a task did: its footprint, the choices it made, and what was
+ * wrong with it.
+ *
+ * Objects keep their number from run to run. One that was met before the tasks
+ * start is numbered in the order of meeting; all that are made later share a
+ * number per name, as if they were one object: that can cost runs, and loses
+ * none.
+ *
+ * Two detectors live here, for they see every access: data races on fields that
+ * the scene watches for them, and the use of what the kernel has freed
+ * (`Sched.freed`), whose fields tell on whoever touches them. Neither costs
+ * anything where it is not used: a field is an accessor only once it is watched,
+ * or its object freed.
+ */
+import type { LockLike } from "../sched/lockdep.ts";
+import type { Sched, SchedObserver } from "../sched/sched.ts";
+import type { Named, Task } from "../sched/task.ts";
+import { HappensBefore } from "./happens_before.ts";
+import { byDefault, type Decide, type Footprint, type Violation } from "./program.ts";
+import { childOf, NAMED, TIME } from "./schedule.ts";
+
+/** Numbers that stay from run to run. */
+export class Numbers {
+  readonly #byKey: Map<string, number> = new Map();
+
+  of(key: string): number {
+    let n = this.#byKey.get(key);
+    if (n === undefined) {
+      n = this.#byKey.size;
+      this.#byKey.set(key, n);
+    }
+    return n;
+  }
+}
+
+/** What a step chose. */
+export interface Choice {
+  readonly label: string;
+  readonly n: number;
+  readonly value: number;
+}
+
+const NONE: readonly number[] = [];
+const TAKEN_FROM_TIME: readonly number[] = [TIME];
+
+/** Collects the footprint of the step that runs, and settles its choices. */
+export class Recorder implements SchedObserver {
+  readonly sched: Sched;
+  readonly #numbers: Numbers;
+  readonly #known: Map<object, number> = new Map();
+  #started = false;
+  #accesses: number[] = [];
+  #acquired = -1;
+  #released: number[] = [];
+  #woken: number[] = [];
+  #cancelled = false;
+  #decide: Decide = byDefault;
+  #choices: Choice[] = [];
+  /** The thread that steps; -1 for none. */
+  #stepping = -1;
+  /** Every task that is a thread, by its number, and back. */
+  readonly #threads: Map<number, Task> = new Map();
+  readonly #numberOfTask: Map<Task, number> = new Map();
+  /** Threads that the scene has not named, in ascending order; those that were there before it are not to end. */
+  readonly born: number[] = [];
+  readonly #older: Set<number> = new Set();
+  readonly #births: Map<number, number> = new Map();
+  #watched = 0;
+  /** Only where a scene looks for races. */
+  #order: HappensBefore | undefined = undefined;
+  #violation: Violation | undefined = undefined;
+  /** Told of everything too, for a trace. */
+  forward: SchedObserver | undefined = undefined;
+
+  constructor(sched: Sched, numbers: Numbers) {
+    this.sched = sched;
+    this.#numbers = numbers;
+    sched.observer = this;
+  }
+
+  /** Another task may care about the order of this step and others that touch `name`. */
+  touch(name: string, write = true): void {
+    this.#note(this.#numbers.of(`scene ${name}`), write);
+  }
+
+  /**
+   * One of `n` values, 0 to `n` - 1: every strategy tries them all. Callable
+   * anywhere below a step: which call comes next, does this allocation fail.
+   * Before the tasks start, and when they have ended, it is 0.
+   */
+  choose(n: number, label = "choice"): number {
+    if (!(Number.isSafeInteger(n) && n > 0)) throw new RangeError(`${label}: a choice of ${n} values`);
+    if (n === 1 || this.#stepping < 0) return 0;
+    const value = this.#decide(n, label);
+    this.#choices.push({ label, n, value });
+    return value;
+  }
+
+  /** What the last step chose. */
+  get choices(): readonly Choice[] {
+    return this.#choices;
+  }
+
+  /**
+   * From now on every use of a field is seen, and orders steps. With `races`
+   * the field is one that something must guard: two uses that nothing orders,
+   * one of them a write, are a violation.
+   */
+  watch<T extends object>(target: T, field: keyof T & string, { races = false }: { readonly races?: boolean } = {}): void {
+    let value = target[field];
+    const name = `${target.constructor.name}.${field}`;
+    const location = `${name} ${this.#watched++}`;
+    if (races) this.#order ??= new HappensBefore();
+    const used = (write: boolean): void => {
+      this.touch(name, write);
+      if (races) this.#use(name, location, write);
+    };
+    Object.defineProperty(target, field, {
+      get: () => {
+        used(false);
+        return value;
+      },
+      set: (v) => {
+        used(true);
+        value = v;
+      },
+      configurable: true,
+      enumerable: true,
+    });
+  }
+
+  #use(name: string, location: string, write: boolean): void {
+    if (this.#stepping < 0) return;
+    const held = this.sched.currentOrNone?.held.map((h) => h.lock.name) ?? [];
+    const other = this.#order?.access(location, { thread: this.#stepping, write, held });
+    if (other === undefined) return;
+    const say = (a: { thread: number; write: boolean; held: readonly string[] }): string =>
+      `${this.nameOf(a.thread)} ${a.write ? "writes" : "reads"} it ${a.held.length === 0 ? "with no lock" : `with ${a.held.join(", ")}`}`;
+    this.report("race", `data race on ${name}: ${say(other)}, ${say({ thread: this.#stepping, write, held })}, and nothing orders them`);
+  }
+
+  /** Something is wrong with the step that runs, which goes on; the run ends after it. The first report counts. */
+  report(kind: Violation["kind"], message: string): void {
+    this.#violation ??= { kind, message };
+  }
+
+  get violation(): Violation | undefined {
+    return this.#violation;
+  }
+
+  /** As the reader of a violation knows the thread. */
+  nameOf(thread: number): string {
+    return this.#threads.get(thread)?.name ?? "a timer";
+  }
+
+  /** Every use of a field of the object is a violation from now on. */
+  freed(object: object): void {
+    this.forward?.freed?.(object);
+    if (this.#stepping < 0) return;
+    const by = this.nameOf(this.#stepping);
+    const name = object.constructor.name;
+    for (const field of Object.keys(object)) {
+      let value = (object as Record<string, unknown>)[field];
+      const used = (how: string): void => {
+        if (this.#stepping >= 0) {
+          this.report("use-after-free", `${this.nameOf(this.#stepping)} ${how} ${name}.${field}, which ${by} has freed`);
+        }
+      };
+      Object.defineProperty(object, field, {
+        get: () => {
+          used("reads");
+          return value;
+        },
+        set: (v) => {
+          used("writes");
+          value = v;
+        },
+        configurable: true,
+        enumerable: true,
+      });
+    }
+  }
+
+  /** The tasks start: what is met from here on is new. */
+  begin(tasks: readonly Task[]): void {
+    if (tasks.length > NAMED) throw new RangeError(`${tasks.length} tasks: there are letters for ${NAMED}`);
+    for (const [n, task] of tasks.entries()) this.#enter(n, task);
+    for (const task of this.sched.liveTasks()) {
+      if (this.#numberOfTask.has(task)) continue;
+      this.#older.add(this.#bear(task, TIME));
+    }
+    this.#started = true;
+    this.sched.interleave = true;
+  }
+
+  #enter(thread: number, task: Task): void {
+    this.#threads.set(thread, task);
+    this.#numberOfTask.set(task, thread);
+  }
+
+  #bear(task: Task, parent: number): number {
+    const nth = this.#births.get(parent) ?? 0;
+    this.#births.set(parent, nth + 1);
+    const thread = childOf(parent, nth);
+    this.#enter(thread, task);
+    let i = this.born.length;
+    while (i > 0 && (this.born[i - 1] as number) > thread) i--;
+    this.born.splice(i, 0, thread);
+    return thread;
+  }
+
+  /** Undefined for the passing of time, and for a number that is no thread's. */
+  taskOf(thread: number): Task | undefined {
+    return this.#threads.get(thread);
+  }
+
+  /** Was the thread there before the scene, so that it need not end with it? */
+  isOlder(thread: number): boolean {
+    return this.#older.has(thread);
+  }
+
+  numberOf(on: Named): number {
+    const known = this.#known.get(on);
+    if (known !== undefined) return known;
+    const n = this.#numbers.of(this.#started ? `new ${on.name}` : `${this.#known.size} ${on.name}`);
+    this.#known.set(on, n);
+    return n;
+  }
+
+  #note(object: number, write: boolean): void {
+    const a = object * 2 + (write ? 1 : 0);
+    if (this.#started && !this.#accesses.includes(a)) this.#accesses.push(a);
+  }
+
+  acquired(task: Task, lock: LockLike, mode: "write" | "read"): void {
+    this.forward?.acquired?.(task, lock, mode);
+    const n = this.numberOf(lock);
+    if (this.#stepping < 0) return;
+    this.#note(n, mode === "write");
+    this.#acquired = n;
+    this.#order?.acquired(this.#stepping, lock, mode);
+  }
+
+  released(task: Task, lock: LockLike, mode: "write" | "read"): void {
+    this.forward?.released?.(task, lock, mode);
+    const n = this.numberOf(lock);
+    if (this.#stepping < 0) return;
+    this.#note(n, mode === "write");
+    this.#released.push(n);
+    this.#order?.released(this.#stepping, lock, mode);
+  }
+
+  touched(on: Named): void {
+    this.#note(this.numberOf(on), true);
+    if (this.#stepping >= 0) this.#order?.met(this.#stepping, on);
+  }
+
+  blocked(task: Task, on: Named): void {
+    this.forward?.blocked?.(task, on);
+    this.#touchThread(this.#numberOfTask.get(task));
+  }
+
+  woken(task: Task): void {
+    this.forward?.woken?.(task);
+    this.#wake(this.#numberOfTask.get(task));
+  }
+
+  started(task: Task): void {
+    if (this.#stepping < 0 || this.#numberOfTask.has(task)) return;
+    this.#wake(this.#bear(task, this.#stepping));
+  }
+
+  cancelled(): void {
+    this.#cancelled = true;
+  }
+
+  #wake(thread: number | undefined): void {
+    this.#touchThread(thread);
+    if (thread === undefined || this.#stepping < 0) return;
+    this.#woken.push(thread);
+    this.#order?.woke(this.#stepping, thread);
+  }
+
+  #touchThread(thread: number | undefined): void {
+    if (thread !== undefined) this.#note(this.#numbers.of(`thread ${thread}`), true);
+  }
+
+  /** Steps a thread and tells what the step did. `idle` when time passes only while nothing else can run. Throws what the firing of a timer threw. */
+  step(thread: number, decide: Decide, idle: boolean): Footprint {
+    const task = this.#threads.get(thread);
+    const point = task?.point;
+    this.#accesses = [];
+    this.#acquired = -1;
+    this.#released = [];
+    this.#woken = [];
+    this.#choices = [];
+    this.#cancelled = false;
+    this.#decide = decide;
+    this.#stepping = thread;
+    const blocking = point?.op === "lock" || point?.op === "lock-read";
+    if (point?.op === "wait" || (point?.op === "start" && thread > TIME)) this.#touchThread(thread);
+    if (point !== undefined && (blocking || point.op === "trylock")) this.#note(this.numberOf(point.on), point.op !== "lock-read");
+    try {
+      if (task !== undefined) this.sched.step(task);
+      else this.sched.fireNext();
+    } finally {
+      this.#stepping = -1;
+    }
+    return {
+      accesses: this.#accesses,
+      acquired: this.#acquired,
+      blocking: blocking && this.#acquired >= 0,
+      released: this.#released,
+      woke: this.#woken,
+      disabled: this.#cancelled && !idle ? TAKEN_FROM_TIME : NONE,
+      barrier: idle && thread === TIME,
+    };
+  }
+}
