@@ -37,7 +37,6 @@ const testDmabufOps: DmaBufOps = {
   *unmapDmaBuf(): Step<void> {},
   negotiated: {
     offers: () => OFFERS,
-    providers: () => [],
     *place(dmabuf): Step<readonly PhysRange[]> {
       return [{ paddr: physOf(dmabuf), len: dmabuf.size, kind: "mmio", cache: "uncached", provider: undefined }];
     },

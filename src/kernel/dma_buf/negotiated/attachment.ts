@@ -105,15 +105,10 @@ export function* dmaBufNegotiate(
 }
 
 function agree(buffer: NegotiatedBuffer, offers: readonly ImporterOffer[], importer: NegotiatedImporter): Agreement | Errno {
-  const { dmabuf, exporter } = buffer;
   for (const o of offers) {
     if (o.level > 0 && importer.invalidate === undefined) throw new KernelBug(`${importer.name} offers to let go and has no invalidate`);
   }
-  return matchMapping(exporter.offers(dmabuf), offers, {
-    providers: exporter.providers(dmabuf),
-    trusted: TRUSTED,
-    importerName: importer.name,
-  });
+  return matchMapping(buffer.offers, offers, { trusted: TRUSTED, importerName: importer.name });
 }
 
 /** Undoes the attach. RESV not held; every handle has been released. */

@@ -30,17 +30,14 @@ import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Sched } from "../../../sched/sched.ts";
 import type { Step } from "../../../sched/task.ts";
 import { Completion } from "../../../sched/wait.ts";
-import type { P2pdmaProvider } from "../../pci/p2pdma.ts";
 import type { DmaBuf } from "../buffer.ts";
 import type { NegotiatedAttachment } from "./attachment.ts";
 import { type BufferState, type ExporterOffer, type PhysRange, RevokeLevel } from "./contract.ts";
 
 /** What an exporter implements. */
 export interface NegotiatedExporter {
-  /** What it can give for this buffer, best first. No lock; always the same answer. */
+  /** What it can give for this buffer, best first. Asked once, at export. */
   offers(dmabuf: DmaBuf): readonly ExporterOffer[];
-  /** The BARs that the memory may lie in; empty for RAM. No lock; always the same answer. */
-  providers(dmabuf: DmaBuf): readonly P2pdmaProvider[];
   /**
    * Where the memory is, for a mapping through `att`, until `unplace`: whatever
    * must be done first (pinning, moving into place) is done here, and nowhere
@@ -98,6 +95,8 @@ export class Epoch {
 export class NegotiatedBuffer {
   readonly dmabuf: DmaBuf;
   readonly exporter: NegotiatedExporter;
+  /** What it can give, best first. */
+  readonly offers: readonly ExporterOffer[];
   /** RESV. */
   epoch: Epoch;
   /** In order of attaching; RESV. */
@@ -114,7 +113,8 @@ export class NegotiatedBuffer {
     this.dmabuf = dmabuf;
     this.exporter = exporter;
     this.epoch = new Epoch(dmabuf.kernel.sched, 0);
-    for (const o of exporter.offers(dmabuf)) {
+    this.offers = exporter.offers(dmabuf);
+    for (const o of this.offers) {
       const cut = o.type === "iommu" || exporter.fence !== undefined;
       if (o.minLevel > RevokeLevel.none && !cut) throw new KernelBug(`${dmabuf.expName} revokes ${o.type} mappings and cannot fence them`);
     }

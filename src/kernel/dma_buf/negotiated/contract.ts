@@ -77,6 +77,8 @@ export interface ExporterOffer {
   readonly type: MappingType;
   /** The least revoke level of an importer that gets this type. */
   readonly minLevel: RevokeLevel;
+  /** The BARs that the memory may lie in under this offer; none: RAM. Whoever gets it must reach them. */
+  readonly providers?: readonly P2pdmaProvider[];
   /** For `private`: who understands it. */
   readonly uuid?: string;
   /**

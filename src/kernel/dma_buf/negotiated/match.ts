@@ -21,8 +21,6 @@ import type { Agreement, ExporterOffer, ImporterOffer } from "./contract.ts";
 
 /** What the rules of the types look at beside the offers. */
 export interface MatchView {
-  /** The BARs that the buffer may ever lie in; empty for RAM. */
-  readonly providers: readonly P2pdmaProvider[];
   /** The importers that may be given physical addresses, by name; a closed list in the core. */
   readonly trusted: ReadonlySet<string>;
   readonly importerName: string;
@@ -42,12 +40,13 @@ export function matchMapping(exporter: readonly ExporterOffer[], importer: reado
 }
 
 function typeRule(e: ExporterOffer, i: ImporterOffer, view: MatchView): Errno | undefined {
+  const providers = e.providers ?? [];
   switch (i.type) {
     case "dma":
-      if (view.providers.length === 0) return undefined;
-      return i.peer2peer && view.providers.every((p) => reaches(i.dev, p)) ? undefined : EOPNOTSUPP;
+      if (providers.length === 0) return undefined;
+      return i.peer2peer && providers.every((p) => reaches(i.dev, p)) ? undefined : EOPNOTSUPP;
     case "iommu":
-      return view.providers.every((p) => allReach(i.requesters?.() ?? [], p)) ? undefined : EOPNOTSUPP;
+      return providers.every((p) => allReach(i.requesters?.() ?? [], p)) ? undefined : EOPNOTSUPP;
     case "phys":
       return view.trusted.has(view.importerName) ? undefined : EOPNOTSUPP;
     case "private":

@@ -20,7 +20,6 @@ const OFFERS: readonly ExporterOffer[] = [
 export function ramExporter(runs: (dmabuf: DmaBuf) => readonly PhysVec[]): NegotiatedExporter {
   return {
     offers: () => OFFERS,
-    providers: () => [],
     *place(dmabuf): Step<readonly PhysRange[]> {
       return runs(dmabuf).map(({ paddr, len }) => ({ paddr, len, kind: "ram", cache: "cached", provider: undefined }));
     },

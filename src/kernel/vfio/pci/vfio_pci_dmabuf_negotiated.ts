@@ -33,19 +33,17 @@ import type { DmaBufDevice, VfioPciDmaBuf } from "./vfio_pci_dmabuf.ts";
 
 const privOf = (dmabuf: DmaBuf): VfioPciDmaBuf => dmabuf.priv as VfioPciDmaBuf;
 
-/**
- * A page table of the importer's is emptied within the callback or not at all
- * (SYNC); a device that was given addresses may finish what it has begun (BOUNDED).
- */
-const OFFERS: readonly ExporterOffer[] = [
-  { type: "iommu", minLevel: RevokeLevel.sync },
-  { type: "phys", minLevel: RevokeLevel.sync },
-  { type: "dma", minLevel: RevokeLevel.bounded },
-];
-
 const exporter: NegotiatedExporter = {
-  offers: () => OFFERS,
-  providers: (dmabuf) => [privOf(dmabuf).provider],
+  // A page table of the importer's is emptied within the callback or not at all (SYNC);
+  // a device that was given addresses may finish what it has begun (BOUNDED).
+  offers(dmabuf): readonly ExporterOffer[] {
+    const providers = [privOf(dmabuf).provider];
+    return [
+      { type: "iommu", minLevel: RevokeLevel.sync, providers },
+      { type: "phys", minLevel: RevokeLevel.sync, providers },
+      { type: "dma", minLevel: RevokeLevel.bounded, providers },
+    ];
+  },
 
   *place(dmabuf): Step<readonly PhysRange[]> {
     const { physVec, provider } = privOf(dmabuf);
