@@ -27,6 +27,7 @@ import { IOMMU_CACHE, IOMMU_MMIO, IOMMU_WRITE } from "../../iommu/domain.ts";
 import type { PhysRange } from "./contract.ts";
 import { type HandleInit, MappingHandle } from "./handle.ts";
 import { reaches } from "./match.ts";
+import { piecesOf } from "./ranges.ts";
 
 /** What is asked of a domain here. */
 export interface MapTarget {
@@ -66,27 +67,17 @@ export class IommuHandle extends MappingHandle {
   map(domain: MapTarget, iova: bigint, offset: bigint, length: bigint, prot: number, step?: bigint): Errno | undefined {
     if (this.severed) return ENODEV;
     if ((prot & IOMMU_WRITE) !== 0 && !this.write) return EACCES;
-    let at = iova;
-    let left = length;
-    let skip = offset;
-    for (const r of this.#ranges) {
-      if (left === 0n) break;
-      if (skip >= r.len) {
-        skip -= r.len;
-        continue;
-      }
-      const n = minN(r.len - skip, left);
-      const e = mapRange(domain, at, r.paddr + skip, n, attributes(r, prot), step ?? n);
+    let done = 0n;
+    for (const { range, paddr, len } of piecesOf(this.#ranges, offset, length)) {
+      const e = mapRange(domain, iova + done, paddr, len, attributes(range, prot), step ?? len);
       if (e !== undefined) {
-        unmapAll(domain, iova, at - iova);
+        unmapAll(domain, iova, done);
         return e;
       }
-      at += n;
-      left -= n;
-      skip = 0n;
+      done += len;
     }
-    if (left > 0n) {
-      unmapAll(domain, iova, at - iova);
+    if (done < length) {
+      unmapAll(domain, iova, done);
       return EINVAL;
     }
     this.#pieces.push({ domain, iova, length });
@@ -111,11 +102,7 @@ export class IommuHandle extends MappingHandle {
 
   /** Where byte `offset` of the buffer is, for checkers. */
   physAt(offset: bigint): bigint | undefined {
-    let skip = offset;
-    for (const r of this.#ranges) {
-      if (skip < r.len) return r.paddr + skip;
-      skip -= r.len;
-    }
+    for (const { paddr } of piecesOf(this.#ranges, offset, 1n)) return paddr;
     return undefined;
   }
 
