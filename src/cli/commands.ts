@@ -61,6 +61,7 @@ export async function main(threads: RunThreads | undefined): Promise<void> {
     .option("--runs <n>", "with pct and random: how many runs", "1000")
     .option("--seed <n>", "with pct and random: what they draw from", "1")
     .option("--depth <n>", "with pct: ordered events that the bug needs", "3")
+    .option("--trace <file>", "write the run that went wrong to a file that Perfetto opens")
     .argument("[scenario]", "its name")
     .action(async (name: string | undefined, options: ExploreCommand) => {
       const { explore, listScenarios } = await import("./explore.ts");
@@ -71,10 +72,11 @@ export async function main(threads: RunThreads | undefined): Promise<void> {
   program
     .command("replay")
     .description("run one schedule again, as explore has printed it, and show it step by step")
+    .option("--trace <file>", "write the run to a file that Perfetto opens")
     .argument("<schedule>", "scenario:steps, as in map-vs-revoke:a2b4a")
-    .action(async (schedule: string) => {
+    .action(async (schedule: string, { trace }: { trace?: string }) => {
       const { replaySchedule } = await import("./explore.ts");
-      process.exitCode = replaySchedule(schedule);
+      process.exitCode = replaySchedule(schedule, trace);
     });
 
   const machine = program.command("machine").description("machine descriptions");

@@ -1,4 +1,5 @@
 /** `barlink explore` and `barlink replay`: schedules of the kernel's code, found and run again. */
+import { writeFileSync } from "node:fs";
 import {
   type Counts,
   exploreAll,
@@ -13,10 +14,12 @@ import {
   type Scenario,
   scenarios,
   shrink,
+  type Told,
   taskProgram,
   tell,
 } from "../explore/index.ts";
 import { Rng } from "../lib/rng.ts";
+import { type PerfettoEvent, PerfettoWriter } from "../trace/index.ts";
 import { UsageError } from "./usage_error.ts";
 
 export interface ExploreCommand {
@@ -25,6 +28,7 @@ export interface ExploreCommand {
   readonly runs: string;
   readonly seed: string;
   readonly depth: string;
+  readonly trace?: string;
 }
 
 const STRATEGIES = ["optimal", "all", "pct", "random"] as const;
@@ -85,7 +89,7 @@ export function exploreScenario(scenario: Scenario, options: ExploreCommand): nu
     print(said(options.strategy, bound, counts));
     return 0;
   }
-  tellViolation(scenario, found, print);
+  tellViolation(scenario, found, options.trace, print);
   return 1;
 }
 
@@ -98,17 +102,31 @@ function said(strategy: string, bound: number | undefined, counts: Counts): stri
 }
 
 /** The shortest schedule found, in columns, and how to run it again. */
-function tellViolation(scenario: Scenario, { schedule, outcome }: Run, print: (s: string) => void): void {
+function tellViolation(scenario: Scenario, { schedule, outcome }: Run, trace: string | undefined, print: (s: string) => void): void {
   if (outcome.violation === undefined) return;
   const program = taskProgram(scenario);
   const small = shrink(program, schedule, outcome.violation);
   print(`\nVIOLATION, shrunk from ${formatSchedule(schedule)} in ${small.tries} runs:`);
-  for (const line of formatInterleaving(scenario, tell(scenario, small.schedule))) print(line);
+  for (const line of formatInterleaving(scenario, tellTo(trace, scenario, small.schedule))) print(line);
   print(`\nrun it again: barlink replay ${scenario.name}:${formatSchedule(small.schedule)}`);
 }
 
+/** Runs a schedule and, where `file` is named, writes what the machine tells of it for Perfetto. */
+function tellTo(file: string | undefined, scenario: Scenario, schedule: readonly number[]): Told {
+  if (file === undefined) return tell(scenario, schedule);
+  const events: PerfettoEvent[] = [];
+  const writer = new PerfettoWriter((e) => events.push(e));
+  const told = tell(scenario, schedule, (record) => writer.write(record));
+  try {
+    writeFileSync(file, `${JSON.stringify(events)}\n`);
+  } catch (e) {
+    throw new UsageError(`the trace cannot be written: ${(e as Error).message}`);
+  }
+  return told;
+}
+
 /** Runs `scenario:schedule` once and shows it; 1 when something that must not happen did. */
-export function replaySchedule(text: string): number {
+export function replaySchedule(text: string, trace?: string): number {
   const at = text.indexOf(":");
   if (at < 0) throw new UsageError(`"${text}" is no schedule: it is a scenario's name, a colon, and who steps, as in map-vs-revoke:a2b4a`);
   const scenario = scenarioOf(text.slice(0, at));
@@ -121,7 +139,7 @@ export function replaySchedule(text: string): number {
   const stranger = schedule.find((t) => t >= scenario.threads.length && t < NAMED);
   if (stranger !== undefined)
     throw new UsageError(`${scenario.name} has ${scenario.threads.length} threads, a to ${formatSchedule([scenario.threads.length - 1])}`);
-  const told = tell(scenario, schedule);
+  const told = tellTo(trace, scenario, schedule);
   for (const line of formatInterleaving(scenario, told)) process.stdout.write(`${line}\n`);
   return told.outcome.violation === undefined ? 0 : 1;
 }

@@ -1,5 +1,7 @@
 /** A run of tasks, step by step, in columns: what each does and which locks it then holds. */
+import { schedEvents } from "../kernel/kernel.ts";
 import type { SchedPoint } from "../sched/task.ts";
+import type { TraceListener } from "../trace/trace.ts";
 import type { Outcome } from "./program.ts";
 import type { Choice } from "./recorder.ts";
 import { Follower } from "./replay.ts";
@@ -12,7 +14,7 @@ export interface ToldStep {
   readonly name: string;
   /** What the step began with: "lock RESV". */
   readonly does: string;
-  /** Locks held after it, the outermost first. */
+  /** Locks held after it, the outermost first; before it, where it failed. */
   readonly holds: readonly string[];
   readonly choices: readonly Choice[];
 }
@@ -24,9 +26,16 @@ export interface Told {
   readonly schedule: readonly number[];
 }
 
-/** Runs a schedule, whole or in part, and notes each step. */
-export function tell(scenario: Scenario, schedule: readonly number[]): Told {
+/**
+ * Runs a schedule, whole or in part, and notes each step. `listener` hears what
+ * the machine tells of it, if the scene has a trace: locks and waits as well.
+ */
+export function tell(scenario: Scenario, schedule: readonly number[], listener?: TraceListener): Told {
   const run = taskProgram(scenario).start();
+  if (listener !== undefined && run.trace !== undefined) {
+    run.trace.listen(listener);
+    run.recorder.forward = schedEvents(run.trace);
+  }
   const steps: ToldStep[] = [];
   const whole: number[] = [];
   const follower = new Follower(schedule);
@@ -37,12 +46,19 @@ export function tell(scenario: Scenario, schedule: readonly number[]): Told {
     const task = run.taskOf(thread);
     const point = task?.point;
     const does = thread === TIME ? "a timer fires" : point === undefined || point.op === "start" ? "starts" : sayPoint(point);
+    const held = task?.held.map((h) => h.lock.name) ?? [];
     run.step(thread, follower.decide);
     const { choices } = run.recorder;
     const chose = choices.map((c) => `, ${c.label} ${c.value}`).join("");
     const ended = task?.state === "done" ? ", ends" : task?.state === "failed" ? ", FAILS" : "";
     const name = task === undefined ? "time" : (scenario.threads[thread] ?? task.name);
-    steps.push({ thread, name, does: does + chose + ended, holds: task?.held.map((h) => h.lock.name) ?? [], choices });
+    steps.push({
+      thread,
+      name,
+      does: does + chose + ended,
+      holds: task?.state === "failed" ? held : (task?.held.map((h) => h.lock.name) ?? []),
+      choices,
+    });
     append(
       whole,
       thread,

@@ -1,5 +1,7 @@
 /** Schedules on the command line: explored, printed, run again. */
 import { spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test, vi } from "vitest";
 import { exploreScenario } from "../../src/cli/explore.ts";
@@ -40,7 +42,7 @@ test("a violation is shown in columns with the locks held, and with what to repl
   const status = exploreScenario(scenario, { strategy: "optimal", runs: "1", seed: "1", depth: "1" });
   write.mockRestore();
   expect(status).toBe(1);
-  expect(out).toMatch(/^VIOLATION, shrunk from [a-c0-9]+ in \d+ runs:$/m);
+  expect(out).toMatch(/^VIOLATION, shrunk from [a-cA-Z@0-9]+ in \d+ runs:$/m);
   expect(out).toMatch(/^ +map +toggle +unmap +locks held$/m);
   expect(out).toMatch(/^ +\d+ +lock RESV +toggle: vfio vdev->memory_lock, RESV$/m);
   expect(out).toMatch(/^ +invariant: I1\/I2: the BAR is mapped/m);
@@ -60,10 +62,24 @@ test("replay runs a schedule step by step, the same each time", () => {
   expect(barlink("replay", "map-vs-revoke:a2b4a").out).toBe(out);
 });
 
+test("replay writes a trace: each thread's locks as slices, and what the machine tells", () => {
+  const file = join(mkdtempSync(join(tmpdir(), "barlink-trace-")), "run.json");
+  expect(barlink("replay", "map-vs-revoke:a2b4a", "--trace", file).status).toBe(0);
+  const events = JSON.parse(readFileSync(file, "utf8")) as { name: string; ph: string; tid: number; args?: { name?: string } }[];
+  const tid = new Map(events.filter((e) => e.name === "thread_name").map((e) => [e.args?.name, e.tid]));
+  const slices = (thread: string): string[] => events.filter((e) => e.tid === tid.get(thread) && e.ph === "B").map((e) => e.name);
+  expect(slices("toggle")).toEqual(expect.arrayContaining(["vfio vdev->memory_lock", "RESV"]));
+  expect(slices("map")).toContain("RESV");
+  expect(events.filter((e) => e.ph === "B").length).toBe(events.filter((e) => e.ph === "E").length);
+  expect(events.map((e) => e.name)).toContain("dma_buf.revoke");
+  rmSync(join(file, ".."), { recursive: true });
+});
+
 test.each([
   [["explore", "nope"], 'no scenario "nope"; there is map-vs-revoke'],
   [["explore", "map-vs-revoke", "--strategy", "magic"], 'no strategy "magic"; one of optimal, all, pct, random'],
   [["explore", "map-vs-revoke", "--preemptions", "2"], "--preemptions bounds the strategy all"],
+  [["replay", "map-vs-revoke:a", "--trace", "/no/such/place"], "the trace cannot be written"],
   [["replay", "a2b4a"], "is no schedule"],
   [["replay", "map-vs-revoke:2a"], "is no schedule"],
   [["replay", "map-vs-revoke:z"], "has 3 threads, a to c"],

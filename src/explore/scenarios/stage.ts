@@ -322,7 +322,7 @@ export function scenarioOf<W>(play: Play<W>, alter?: Alter<W>): Scenario {
       alter?.(world, stage);
       stage.watch();
       const tasks = Object.entries(play.tasks).map(([name, body]) => stage.task(name, body(world, stage)));
-      return { tasks, end: () => stage.end(play.end?.(world, stage) ?? "") };
+      return { tasks, trace: stage.kernel.trace, end: () => stage.end(play.end?.(world, stage) ?? "") };
     },
   };
 }
