@@ -120,6 +120,7 @@ function naturalAlign(size: bigint): bigint {
 export function dmaIovaAlloc(dev: Device, size: bigint): IovaRun | undefined {
   const domain = dmaDomain(dev);
   if (domain === undefined) return undefined;
+  if (domain.kernel.fault.slabAtomic("iova")) return undefined;
   const bytes = alignUp(size, PAGE_SIZE_N);
   const { apertureStart, apertureEnd } = domain.geometry;
   const limit = minN(apertureEnd, dev.dmaMask);

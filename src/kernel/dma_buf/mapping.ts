@@ -21,7 +21,7 @@
  * Source: drivers/dma-buf/dma-buf-mapping.c, spec section 3 (map_dma_buf).
  */
 import { PAGE_SIZE_N, type Pfn, type PhysAddr, physOfPfn } from "../../lib/addr.ts";
-import { EINVAL, Errno } from "../../lib/errno.ts";
+import { EINVAL, ENOMEM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Device } from "../device.ts";
 import type { P2pdmaProvider } from "../pci/p2pdma.ts";
@@ -68,8 +68,8 @@ export function* splitEntry(address: bigint, length: bigint): Generator<SgEntry>
 
 /**
  * Maps `ranges` (`size` bytes in all) of `provider`'s BAR for the importer.
- * Reservation held. EINVAL when the topology forbids it, the DMA layer's errno
- * when it cannot map.
+ * Reservation held. EINVAL when the topology forbids it, ENOMEM, the DMA
+ * layer's errno when it cannot map.
  */
 export function physVecToSgt(
   att: DmaBufAttachment,
@@ -79,6 +79,8 @@ export function physVecToSgt(
   dir: DmaDirection,
 ): SgTable | Errno {
   att.dmabuf.resv.assertHeld();
+  const { fault } = att.dmabuf.kernel;
+  if (fault.slab("dma_buf_dma") || fault.slab("dma_iova_state") || fault.slab("sg_table")) return ENOMEM;
   switch (p2pdmaMapType(provider, att.dev)) {
     case "bus_addr":
       return {

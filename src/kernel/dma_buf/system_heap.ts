@@ -105,11 +105,16 @@ function allocBlocks(kernel: Kernel, length: bigint): HeapBuffer | Errno {
     // What could not be had once is not asked for again.
     maxOrder = order;
   }
+  if (kernel.fault.slab("sg_table")) {
+    for (const pfn of pages) frames.put(pfn);
+    return ENOMEM;
+  }
   return new HeapBuffer(blocks, pages);
 }
 
 /** A buffer of `length` bytes, with one reference. ENOMEM. */
 export function systemHeapAllocate(kernel: Kernel, length: bigint, flags: number): DmaBuf | Errno {
+  if (kernel.fault.slab("system_heap_buffer")) return ENOMEM;
   const priv = allocBlocks(kernel, length);
   if (priv instanceof Errno) return priv;
   const dmabuf = dmaBufExport(kernel, { expName: NAME, owner: MODULE, ops: systemHeapOps, size: length, flags, priv });

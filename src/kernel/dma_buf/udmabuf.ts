@@ -139,8 +139,10 @@ function pinItem(kernel: Kernel, item: Item): Pfn[] | Errno {
 }
 
 function create(kernel: Kernel, dev: Device, flags: number, items: readonly Item[]): number | Errno {
+  if (kernel.fault.slab("udmabuf")) return ENOMEM;
   const count = countPages(items);
   if (count instanceof Errno) return count;
+  if (["folios", "offsets", "pinned_folios"].some((what) => kernel.fault.slab(what, count * 8))) return ENOMEM;
   const pages: Pfn[] = [];
   const undo = (err: Errno): Errno => {
     for (const pfn of pages) kernel.frames.unpin(pfn);
@@ -175,6 +177,7 @@ function createList(kernel: Kernel, dev: Device, arg: bigint): number | Errno {
   const head = UdmabufCreateList.alloc();
   if (copyFromUser(kernel, head.bytes, arg) !== 0) return EFAULT;
   if (head.count > LIST_LIMIT) return EINVAL;
+  if (kernel.fault.slab("list", head.count * UdmabufCreateItem.size)) return ENOMEM;
   const bytes = new Uint8Array(head.count * UdmabufCreateItem.size);
   if (copyFromUser(kernel, bytes, arg + BigInt(UdmabufCreateList.size)) !== 0) return EFAULT;
   const items = Array.from({ length: head.count }, (_, i) => UdmabufCreateItem.over(bytes, i * UdmabufCreateItem.size));

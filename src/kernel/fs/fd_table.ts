@@ -7,12 +7,15 @@
  *
  * A descriptor holds one reference to its file. Source: fs/file.c.
  */
-import { EBADF, EINVAL, EMFILE, Errno } from "../../lib/errno.ts";
+import { EBADF, EINVAL, EMFILE, ENOMEM, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import { O_CLOEXEC } from "../../uapi/index.ts";
+import type { FaultInjection } from "../fault_inject.ts";
 import type { File } from "./file.ts";
 
 const RESERVED = "reserved";
+/** Descriptors that every process has room for. */
+const FIRST_ROOM = 64;
 
 /** A process's descriptors: these here, or those of a real process that is served. */
 export interface FdTable extends Iterable<[fd: number, file: File]> {
@@ -22,7 +25,7 @@ export interface FdTable extends Iterable<[fd: number, file: File]> {
   readonly limit: number;
   /** Descriptors that refer to a file. */
   readonly size: number;
-  /** Reserves the lowest free number from `from`; EMFILE. `flags`: O_CLOEXEC or 0. */
+  /** Reserves the lowest free number from `from`; EMFILE, ENOMEM. `flags`: O_CLOEXEC or 0. */
   getUnused(flags: number, from?: number): number | Errno;
   /** Makes a reserved number refer to `file`, whose reference it takes over. */
   install(fd: number, file: File): void;
@@ -36,7 +39,7 @@ export interface FdTable extends Iterable<[fd: number, file: File]> {
   fget(fd: number): File | Errno;
   /** Takes the file out; its reference is the caller's to put. EBADF. */
   take(fd: number): File | Errno;
-  /** Makes `fd` refer to `file` (a reference is taken); what it referred to is returned for the caller to put. EBADF. */
+  /** Makes `fd` refer to `file` (a reference is taken); what it referred to is returned for the caller to put. EBADF, ENOMEM. */
   replace(fd: number, file: File, flags: number): File | undefined | Errno;
   /** Copies a descriptor to the lowest free one from `from`. EINVAL when `from` is past the limit, EMFILE. */
   dup(file: File, from: number, flags: number): number | Errno;
@@ -56,9 +59,13 @@ export class SimulatedFdTable implements FdTable {
   /** No number below this is free. */
   #hint = 0;
   #open = 0;
+  /** Numbers there is room for; doubles when the next one is needed. */
+  #room = FIRST_ROOM;
+  readonly #fault: FaultInjection | undefined;
 
-  constructor(rlimits: { nofile: number }) {
+  constructor(rlimits: { nofile: number }, fault?: FaultInjection) {
     this.rlimits = rlimits;
+    this.#fault = fault;
   }
 
   get limit(): number {
@@ -73,10 +80,19 @@ export class SimulatedFdTable implements FdTable {
     let fd = Math.max(from, this.#hint);
     while (this.#slots[fd] !== undefined) fd++;
     if (fd >= this.limit) return EMFILE;
+    if (!this.#grow(fd)) return ENOMEM;
     this.#slots[fd] = RESERVED;
     if (from <= this.#hint) this.#hint = fd + 1;
     this.#setCloexec(fd, (flags & O_CLOEXEC) !== 0);
     return fd;
+  }
+
+  /** Sees to it that there is room for `fd`. */
+  #grow(fd: number): boolean {
+    if (fd < this.#room) return true;
+    if (this.#fault?.slab("fdtable") === true || this.#fault?.slab("array of files", 8 * fd) === true) return false;
+    while (fd >= this.#room) this.#room *= 2;
+    return true;
   }
 
   install(fd: number, file: File): void {
@@ -119,6 +135,7 @@ export class SimulatedFdTable implements FdTable {
 
   replace(fd: number, file: File, flags: number): File | undefined | Errno {
     if (fd < 0 || fd >= this.limit) return EBADF;
+    if (!this.#grow(fd)) return ENOMEM;
     const old = this.#slots[fd];
     this.#slots[fd] = file.get();
     this.#setCloexec(fd, (flags & O_CLOEXEC) !== 0);
@@ -161,7 +178,7 @@ export class SimulatedFdTable implements FdTable {
   }
 
   fork(rlimits: { nofile: number }): SimulatedFdTable {
-    const t = new SimulatedFdTable(rlimits);
+    const t = new SimulatedFdTable(rlimits, this.#fault);
     for (const [fd, file] of this) {
       t.#slots[fd] = file.get();
       t.#open++;

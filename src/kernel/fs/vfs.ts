@@ -148,7 +148,7 @@ export class Vfs {
     };
     const rlimits = { nofile: options.nofile ?? 1024, memlock: options.memlock ?? RLIM_INFINITY };
     const mm = new Mm(this.kernel, options.memory ?? new AddressSpace(this.kernel));
-    return new Process(this.kernel, options.name ?? "user", mm, new SimulatedFdTable(rlimits), creds, rlimits);
+    return new Process(this.kernel, options.name ?? "user", mm, new SimulatedFdTable(rlimits, this.kernel.fault), creds, rlimits);
   }
 
   /** A file with one reference, the caller's; ENOMEM. On failure whatever `file` would have held is still the caller's. */

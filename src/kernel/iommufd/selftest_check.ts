@@ -7,7 +7,7 @@
  * iommufd_test_dirty in drivers/iommu/iommufd/selftest.c.
  */
 import { PAGE_MASK_N, PAGE_SHIFT, PAGE_SIZE_N, type Pfn, U64_MAX } from "../../lib/addr.ts";
-import { EFAULT, EINVAL, EIO, EOVERFLOW, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, EIO, ENOMEM, EOVERFLOW, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { type IommuTestCmd, MOCK_NESTED_DOMAIN_IOTLB_ID_MAX } from "../../uapi/iommufd_test.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
@@ -98,6 +98,7 @@ export function* checkDirty(ucmd: Ucmd, cmd: TestCmd): Step<Errno | undefined> {
   if (t instanceof Errno) return t;
   try {
     if (!t.domain.dirtyTracking) return EINVAL;
+    if (ctx.kernel.fault.slab("bitmap", Number((bits + 7n) / 8n))) return ENOMEM;
     const bitmap = new Uint8Array(Number((bits + 7n) / 8n));
     if (copyFromUser(ctx.kernel, bitmap, uptr) !== 0) return EFAULT;
     let marked = 0n;

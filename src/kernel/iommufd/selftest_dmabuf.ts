@@ -7,7 +7,7 @@
  * Source: iommufd_test_dmabuf_ops in drivers/iommu/iommufd/selftest.c.
  */
 import { alignUp, PAGE_SHIFT, PAGE_SIZE_N, type Pfn, type PhysAddr, physAddr } from "../../lib/addr.ts";
-import { EINVAL, ENODEV, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
+import { EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { dmaBufInvalidateMappings } from "../dma_buf/attachment.ts";
 import { type DmaBuf, type DmaBufOps, dmaBufExport, dmaBufFd, dmaBufGet, dmaBufPut } from "../dma_buf/dma_buf.ts";
@@ -51,6 +51,7 @@ const testDmabufOps: DmaBufOps = {
 export function testDmabufGet(kernel: Kernel, length: number, openFlags: number): number | Errno {
   const size = alignUp(BigInt(length), PAGE_SIZE_N);
   if (size === 0n || size > MOST_PAGES * PAGE_SIZE_N) return EINVAL;
+  if (kernel.fault.slab("iommufd_test_dma_buf") || kernel.fault.slab("memory", Number(size))) return ENOMEM;
   const npages = Number(size >> BigInt(PAGE_SHIFT));
   const { frames } = kernel;
   const order = Math.ceil(Math.log2(npages));

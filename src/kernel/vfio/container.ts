@@ -9,7 +9,7 @@
  * Lock: `lock`, inside the group's, outside type1's.
  * Source: drivers/vfio/container.c.
  */
-import { EINVAL, ENODEV, Errno } from "../../lib/errno.ts";
+import { EINVAL, ENODEV, ENOMEM, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { RwSem } from "../../sched/locks.ts";
@@ -150,7 +150,8 @@ export function vfioContainerInit(kernel: Kernel): void {
     minor: 196,
     mode: 0o666,
     ops: containerFops,
-    *open(file: File): Step<undefined> {
+    *open(file: File): Step<Errno | undefined> {
+      if (kernel.fault.slab("vfio_container")) return ENOMEM;
       file.privateData = new VfioContainer(kernel);
       return undefined;
     },

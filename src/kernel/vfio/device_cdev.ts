@@ -12,7 +12,7 @@
  * Lock order: group_lock; dev_set->lock → the iommufd's locks; → the driver's.
  * Source: drivers/vfio/device_cdev.c.
  */
-import { EFAULT, EINVAL, ENODEV, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, ENODEV, ENOMEM, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
 import {
@@ -37,9 +37,13 @@ import { type VfioDevice, VfioDeviceFile } from "./vfio_main.ts";
 
 const UUID_BYTES = 16;
 
-/** Opens the node; ENODEV once the device is being unregistered. */
+/** Opens the node; ENODEV once the device is being unregistered; ENOMEM. */
 export function* vfioCdevOpen(device: VfioDevice, file: File): Step<Errno | undefined> {
   if (!device.tryGetRegistration()) return ENODEV;
+  if (device.kernel.fault.slab("vfio_device_file")) {
+    device.putRegistration();
+    return ENOMEM;
+  }
   file.privateData = new VfioDeviceFile(device);
   file.mapping = device.mapping;
   return undefined;

@@ -6,7 +6,7 @@
  * of an unbound file answer EINVAL.
  * Source: vfio_device_fops in drivers/vfio/vfio_main.c.
  */
-import { EFAULT, EINVAL, EIO, ENOTTY, Errno } from "../../lib/errno.ts";
+import { EFAULT, EINVAL, EIO, ENOMEM, ENOTTY, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import * as V from "../../uapi/vfio.ts";
 import type { File, FileOps } from "../fs/file.ts";
@@ -111,6 +111,7 @@ function ioctlRegionInfo(device: VfioDevice, arg: bigint): number | Errno {
   const caps = new InfoCaps();
   const error = device.ops.getRegionInfoCaps(info, caps);
   if (error !== undefined) return error;
+  if (caps.lacksMemory(kernel)) return ENOMEM;
   out.flags = info.flags;
   out.size = info.size;
   out.offset = info.offset;

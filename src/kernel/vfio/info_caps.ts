@@ -5,6 +5,8 @@
  * from the start of the whole answer; 0 ends the chain). Every one begins at a
  * multiple of eight. Source: vfio_info_cap_add in vfio_main.c, uapi vfio.h.
  */
+import type { Kernel } from "../kernel.ts";
+
 const HEADER_BYTES = 8;
 const align8 = (n: number): number => (n + 7) & ~7;
 
@@ -21,6 +23,11 @@ export class InfoCaps {
   /** Adds one at the end; `body` is what follows the header. */
   add(id: number, version: number, body: Uint8Array = new Uint8Array(0)): void {
     this.#caps.push({ id, version, body });
+  }
+
+  /** There is no memory for the chain, which grows with each capability. */
+  lacksMemory(kernel: Kernel): boolean {
+    return this.#caps.some((c) => kernel.fault.slab("vfio_info_cap", HEADER_BYTES + c.body.length));
   }
 
   /** The chain as it stands at `base` bytes from the start of the answer. */

@@ -8,7 +8,7 @@
  * uses what is about to be taken down.
  * Source: drivers/vfio/virqfd.c.
  */
-import { EBUSY, Errno } from "../../lib/errno.ts";
+import { EBUSY, ENOMEM, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
 import { Completion } from "../../sched/wait.ts";
 import { type EventfdCtx, eventfdCtxFromFd } from "../fs/eventfd.ts";
@@ -36,10 +36,11 @@ export class Virqfd {
 
   /**
    * Listens to descriptor `fd` of the current process; an eventfd that is
-   * already signalled counts at once. EBADF, EINVAL; EBUSY when `busy`: one is
+   * already signalled counts at once. ENOMEM, EBADF, EINVAL; EBUSY when `busy`: one is
    * there already, which is looked at after the descriptor.
    */
   static enable(kernel: Kernel, fd: number, busy: boolean, handler: () => boolean, thread: () => Step<void>): Virqfd | Errno {
+    if (kernel.fault.slab("virqfd")) return ENOMEM;
     const ctx = eventfdCtxFromFd(kernel.current, fd);
     if (ctx instanceof Errno) return ctx;
     if (busy) {

@@ -11,7 +11,7 @@
  * Source: vfio_pci_core_enable, _disable, _close_device, _finish_enable.
  */
 import { PAGE_SIZE_N } from "../../../lib/addr.ts";
-import { EAGAIN, EBUSY, ENODEV, Errno } from "../../../lib/errno.ts";
+import { EAGAIN, EBUSY, ENODEV, ENOMEM, Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import {
   PCI_COMMAND,
@@ -33,7 +33,7 @@ import { vfioPciIrqsDisable, vfioPciLinesRelease } from "./vfio_pci_intrs.ts";
 
 const MSIX_ENTRY_BYTES = 16;
 
-/** EAGAIN: the function's lock is taken, so it cannot be reset; else why it cannot be woken or enabled. */
+/** EAGAIN: the function's lock is taken, so it cannot be reset; ENOMEM; else why it cannot be woken or enabled. */
 export function* vfioPciOpenDevice(vdev: VfioPciCoreDevice): Step<Errno | undefined> {
   const { pdev } = vdev;
   if (!vdev.disableIdleD3) {
@@ -67,10 +67,21 @@ function* enable(vdev: VfioPciCoreDevice): Step<Errno | undefined> {
   vdev.pci23 = !vdev.nointxmask && pdev.intxMaskSupported;
   const cmd = pdev.configRead(PCI_COMMAND, 2);
   if (vdev.pci23 && (cmd & PCI_COMMAND_INTX_DISABLE) !== 0) pdev.configWrite(PCI_COMMAND, 2, cmd & ~PCI_COMMAND_INTX_DISABLE);
+  if (lacksConfig(vdev)) {
+    vdev.savedState = undefined;
+    pdev.disable();
+    return ENOMEM;
+  }
   vfioConfigInit(vdev);
   findMsixTable(vdev);
   mapBars(vdev);
   return undefined;
+}
+
+/** There is no memory for the image of config space. */
+function lacksConfig({ kernel, pdev }: VfioPciCoreDevice): boolean {
+  const { fault } = kernel;
+  return fault.slab("pci_config_map", pdev.cfgSize) || fault.slab("vconfig", pdev.cfgSize) || (pdev.msiCap !== 0 && fault.slab("msi_perm"));
 }
 
 function findMsixTable(vdev: VfioPciCoreDevice): void {

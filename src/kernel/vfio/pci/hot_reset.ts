@@ -11,7 +11,7 @@
  * Lock order: dev_set->lock → ML(W, trylock) of each → reservation.
  * Source: vfio_pci_dev_set_hot_reset and its callers in vfio_pci_core.c; spec §6.
  */
-import { EBADF, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, Errno } from "../../../lib/errno.ts";
+import { EBADF, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, EPERM, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import * as V from "../../../uapi/vfio.ts";
@@ -41,6 +41,7 @@ export function* vfioPciIoctlGetHotResetInfo(vdev: VfioPciCoreDevice, arg: bigin
     hdr.count = affected.length;
     return copyToUser(k, arg, hdr.bytes) !== 0 ? EFAULT : ENOSPC;
   }
+  if (k.fault.slab("devices", affected.length * each)) return ENOMEM;
   const devices = new Uint8Array(affected.length * each);
   const byNode = vdev.vdev.cdevOpened;
   let flags = byNode ? V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID | V.VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED : 0;
@@ -95,6 +96,7 @@ export function* vfioPciIoctlHotReset(vdev: VfioPciCoreDevice, arg: bigint): Ste
 function* hotResetGroups(vdev: VfioPciCoreDevice, count: number, fds: bigint): Step<number | Errno> {
   const k = vdev.kernel;
   if (count > reached(vdev.pdev).length) return EINVAL;
+  if (k.fault.slab("group_fds", 4 * count) || k.fault.slab("files", 8 * count)) return ENOMEM;
   const bytes = new Uint8Array(4 * count);
   if (copyFromUser(k, bytes, fds) !== 0) return EFAULT;
   const view = new DataView(bytes.buffer);

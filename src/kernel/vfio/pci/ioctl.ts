@@ -3,7 +3,7 @@
  * the way to those that have modules of their own.
  * Source: vfio_pci_core_ioctl and vfio_pci_core_ioctl_feature in vfio_pci_core.c.
  */
-import { EFAULT, EINVAL, EIO, ENOTTY, Errno } from "../../../lib/errno.ts";
+import { EFAULT, EINVAL, EIO, ENOMEM, ENOTTY, Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import * as V from "../../../uapi/vfio.ts";
 import { copyFromUser, copyToUser } from "../../mm/user_memory.ts";
@@ -148,6 +148,7 @@ function* setIrqs(vdev: VfioPciCoreDevice, arg: bigint): Step<number | Errno> {
       return EINVAL;
   }
   if (argsz - minsz < count * each) return EINVAL;
+  if (count * each > 0 && vdev.kernel.fault.slab("data", count * each)) return ENOMEM;
   const data = new Uint8Array(count * each);
   if (data.length > 0 && copyFromUser(vdev.kernel, data, arg + BigInt(minsz)) !== 0) return EFAULT;
   yield* vdev.igate.lock();

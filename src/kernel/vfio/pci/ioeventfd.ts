@@ -7,7 +7,7 @@
  * Lock order: ioeventfdsLock; ML alone.
  * Source: vfio_pci_ioeventfd in vfio_pci_rdwr.c.
  */
-import { EEXIST, EFAULT, EINVAL, ENODEV, ENOSPC, Errno } from "../../../lib/errno.ts";
+import { EEXIST, EFAULT, EINVAL, ENODEV, ENOMEM, ENOSPC, Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import * as V from "../../../uapi/vfio.ts";
 import { copyFromUser } from "../../mm/user_memory.ts";
@@ -57,6 +57,7 @@ export function* vfioPciIoctlIoeventfd(vdev: VfioPciCoreDevice, arg: bigint): St
     }
     if (fd < 0) return ENODEV;
     if (vdev.ioeventfds.length >= MAX_IOEVENTFDS) return ENOSPC;
+    if (vdev.kernel.fault.slab("vfio_pci_ioeventfd")) return ENOMEM;
     const bytes = new Uint8Array(8);
     new DataView(bytes.buffer).setBigUint64(0, data, true);
     const value = bytes.subarray(0, count);

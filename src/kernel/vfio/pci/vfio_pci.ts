@@ -7,7 +7,7 @@
  *
  * Source: drivers/vfio/pci/vfio_pci.c, vfio_pci_core_register_device.
  */
-import { EBUSY, EINVAL, ENOENT, EOPNOTSUPP, Errno } from "../../../lib/errno.ts";
+import { EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import { PCI_PM_CTRL, PCI_PM_CTRL_NO_SOFT_RESET } from "../../../uapi/pci_regs.ts";
 import { exportPrivateMap } from "../../dma_buf/interconnect.ts";
@@ -119,7 +119,11 @@ function sysfsPath(pdev: PciDev): string {
   return `${parent === undefined ? `/sys/devices/pci${pdev.name.slice(0, 7)}` : sysfsPath(parent)}/${pdev.name}`;
 }
 
+/** What is made for a device that is bound: its object, its number, its group with a node of its own, its node. */
+const PARTS_OF_A_DEVICE: readonly string[] = ["vfio_device", "inode", "entry of device_ida", "name", "vfio_group", "cdev"];
+
 function* probe(pdev: PciDev, name: string, params: VfioPciParams, pciOps: VfioPciOps): Step<Errno | undefined> {
+  if (PARTS_OF_A_DEVICE.some((part) => pdev.kernel.fault.slab(part))) return ENOMEM;
   const vdev = new VfioPciCoreDevice(pdev.kernel, pdev, deviceOps(name), pciOps, params.regionOffsetBase);
   vdev.disableIdleD3 = params.disableIdleD3 === true;
   vdev.nointxmask = params.nointxmask === true;

@@ -264,7 +264,7 @@ function totalLength(ranges: readonly DmaBufRange[]): bigint | Errno {
 }
 
 function readRanges(kernel: Kernel, addr: bigint, n: number): DmaBufRange[] | Errno {
-  if (n > MAX_RANGES) return ENOMEM;
+  if (n > MAX_RANGES || kernel.fault.slab("ranges", n * VfioRegionDmaRange.size)) return ENOMEM;
   const bytes = new Uint8Array(n * VfioRegionDmaRange.size);
   if (copyFromUser(kernel, bytes, addr) !== 0) return EFAULT;
   const ranges: DmaBufRange[] = [];
@@ -296,6 +296,7 @@ export function* vfioPciCoreFeatureDmaBuf(vdev: DmaBufDevice, flags: number, arg
   if (ranges instanceof Errno) return ranges;
   const size = totalLength(ranges);
   if (size instanceof Errno) return size;
+  if (kernel.fault.slab("vfio_pci_dma_buf") || kernel.fault.slab("phys_vec")) return ENOMEM;
   const phys = vdev.pciOps.getDmabufPhys(vdev, get.region_index, ranges);
   if (phys instanceof Errno) return phys;
   if (!vdev.vdev.tryGetRegistration()) return ENODEV;

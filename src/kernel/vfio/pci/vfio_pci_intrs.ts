@@ -10,7 +10,7 @@
  * Lock order: igate → ML (vectors are programmed with decode on).
  * Source: vfio_pci_intrs.c.
  */
-import { EINVAL, ENODEV, ENOTTY, Errno } from "../../../lib/errno.ts";
+import { EINVAL, ENODEV, ENOMEM, ENOTTY, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import { PCI_INTERRUPT_PIN, PCI_MSI_FLAGS, PCI_MSI_FLAGS_QMASK, PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_QSIZE } from "../../../uapi/pci_regs.ts";
@@ -166,10 +166,16 @@ function intxHandler(vdev: VfioPciCoreDevice): void {
   sendIntx(vdev);
 }
 
+/** There is no memory for a vector: its name in /proc/interrupts, its context, the entry of that, its handler. */
+function lacksContext({ kernel: { fault } }: VfioPciCoreDevice): boolean {
+  return fault.slab("name") || fault.slab("vfio_pci_irq_ctx") || fault.slab("entry of ctx") || fault.slab("irqaction");
+}
+
 function intxEnable(vdev: VfioPciCoreDevice, trigger: EventfdCtx | undefined): Errno | undefined {
   const { pdev } = vdev;
   if (!isNone(vdev)) return EINVAL;
   if (pdev.irqs.available("intx") === 0) return ENODEV;
+  if (lacksContext(vdev)) return ENOMEM;
   const ctx: IrqCtx = { trigger, masked: vdev.virqDisabled, unmask: undefined };
   vdev.irqCtx.set(0, ctx);
   vdev.irqType = V.VFIO_PCI_INTX_IRQ_INDEX;
@@ -329,6 +335,7 @@ function* msiSetVector(vdev: VfioPciCoreDevice, vector: number, fd: number): Ste
   }
   if (fd < 0) return undefined;
   if (vector >= vdev.pdev.irqs.count) return EINVAL;
+  if (lacksContext(vdev)) return ENOMEM;
   const trigger = eventfdCtxFromFd(vdev.kernel.current, fd);
   if (trigger instanceof Errno) return trigger;
   const kind = kindOf(vdev);
@@ -374,6 +381,10 @@ function setLine(vdev: VfioPciCoreDevice, set: IrqSet, line: "errTrigger" | "req
   if (fd < -1) return EINVAL;
   const ctx = eventfdOrNone(vdev, fd);
   if (ctx instanceof Errno) return ctx;
+  if (ctx !== undefined && vdev.kernel.fault.slab("vfio_pci_eventfd")) {
+    ctx.put();
+    return ENOMEM;
+  }
   return replace(ctx);
 }
 

@@ -7,7 +7,7 @@
  * Source: vfio_iommu_type1_ioctl (vfio_iommu_type1.c).
  */
 import { U64_MAX } from "../../../lib/addr.ts";
-import { EACCES, EFAULT, EINVAL, ENOTTY, EOVERFLOW, Errno } from "../../../lib/errno.ts";
+import { EACCES, EFAULT, EINVAL, ENOMEM, ENOTTY, EOVERFLOW, Errno } from "../../../lib/errno.ts";
 import type { Step } from "../../../sched/task.ts";
 import type { ViewOf } from "../../../uapi/struct.ts";
 import * as V from "../../../uapi/vfio.ts";
@@ -52,6 +52,7 @@ function* getInfo(iommu: Type1Iommu, arg: bigint): Step<number | Errno> {
   info.iova_pgsizes = iommu.pgsizeBitmap;
   addCaps(iommu, caps);
   iommu.lock.unlock();
+  if (caps.lacksMemory(kernel)) return ENOMEM;
   if (argsz < size + caps.size) {
     info.argsz = size + caps.size;
   } else {

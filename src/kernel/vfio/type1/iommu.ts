@@ -13,7 +13,7 @@
  * Source: drivers/vfio/vfio_iommu_type1.c.
  */
 import { PAGE_SIZE_N, U64_MAX } from "../../../lib/addr.ts";
-import { EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, EOVERFLOW, EPERM, Errno } from "../../../lib/errno.ts";
+import { EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC, EOVERFLOW, EPERM, Errno } from "../../../lib/errno.ts";
 import { IntervalTree } from "../../../lib/interval_tree.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import { LockClass } from "../../../sched/lockdep.ts";
@@ -72,8 +72,9 @@ export class Type1Iommu {
     this.lock = new Mutex(kernel.sched, TYPE1_LOCK);
   }
 
-  /** EINVAL for an extension that is no kind of IOMMU. */
+  /** EINVAL for an extension that is no kind of IOMMU; ENOMEM. */
   static open(kernel: Kernel, kind: bigint): Type1Iommu | Errno {
+    if (kernel.fault.slab("vfio_iommu")) return ENOMEM;
     if (kind === BigInt(V.VFIO_TYPE1_IOMMU)) return new Type1Iommu(kernel, false);
     return kind === BigInt(V.VFIO_TYPE1v2_IOMMU) ? new Type1Iommu(kernel, true) : EINVAL;
   }
@@ -99,6 +100,8 @@ export class Type1Iommu {
     try {
       if (this.#vaddrInvalid > 0) return EBUSY;
       if (this.#domains.some((d) => d.groups.includes(group))) return EINVAL;
+      const { fault } = this.kernel;
+      if (fault.slab("vfio_iommu_group") || fault.slab("vfio_domain")) return ENOMEM;
       const dev = group.devices[0];
       if (dev === undefined) throw new KernelBug(`IOMMU group ${group.id} has no device`);
       const domain = yield* group.unit.domainAllocPagingFlags(dev, 0);
@@ -126,6 +129,8 @@ export class Type1Iommu {
     if (apertureConflict(this.iovaList, aperture, isMapped)) return EINVAL;
     const reserved = reservedOf(group);
     for (const r of reserved) if (r.type !== "direct-relaxable" && isMapped(r.start, r.start + r.length - 1n)) return EINVAL;
+    // The list is changed in a copy: a node for each range, and more where a reserved region cuts one.
+    if ([...this.iovaList, aperture, ...reserved].some(() => this.kernel.fault.slab("vfio_iova"))) return ENOMEM;
     const list = excludeReserved(clipToAperture(this.iovaList, aperture), reserved);
     if (list instanceof Errno) return list;
     if (!group.hasIsolatedMsi && !allowsUnsafeInterrupts(this.kernel)) return EPERM;
@@ -229,6 +234,7 @@ export class Type1Iommu {
       if (there !== undefined) return EEXIST;
       if (this.dmaAvail === 0) return ENOSPC;
       if (!isValid(this.iovaList, iova, last)) return EINVAL;
+      if (this.kernel.fault.slab("vfio_dma")) return ENOMEM;
       return yield* this.#add(new Dma(this.kernel.current, iova, last, vaddr, prot));
     } finally {
       this.lock.unlock();
