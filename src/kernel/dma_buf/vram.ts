@@ -243,6 +243,7 @@ const exporter: NegotiatedExporter = {
     return [
       { type: "private", minLevel: RevokeLevel.sync, uuid: VRAM_UUID, providers },
       { type: "iommu", minLevel: RevokeLevel.sync, providers },
+      { type: "phys", minLevel: RevokeLevel.sync, providers },
       { type: "dma", minLevel: RevokeLevel.bounded, providers },
       { type: "iommu", minLevel: RevokeLevel.none },
       { type: "dma", minLevel: RevokeLevel.none },
