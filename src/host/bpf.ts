@@ -23,14 +23,27 @@ const ALU_RSH_K = 0x74;
 const ALU_LSH_K = 0x64;
 const ALU_ADD_K = 0x04;
 const ALU_SUB_K = 0x14;
+const ALU_MUL_K = 0x24;
+const ALU_DIV_K = 0x34;
+const ALU_SUB_X = 0x1c;
+const MISC_TAX = 0x07;
 const JMP_JA = 0x05;
 const JMP_CODE = { eq: 0x15, gt: 0x25, ge: 0x35, set: 0x45 } as const;
-const ALU_CODE = { and: ALU_AND_K, or: ALU_OR_K, rsh: ALU_RSH_K, lsh: ALU_LSH_K, add: ALU_ADD_K, sub: ALU_SUB_K } as const;
+const ALU_CODE = {
+  and: ALU_AND_K,
+  or: ALU_OR_K,
+  rsh: ALU_RSH_K,
+  lsh: ALU_LSH_K,
+  add: ALU_ADD_K,
+  sub: ALU_SUB_K,
+  mul: ALU_MUL_K,
+  div: ALU_DIV_K,
+} as const;
 const RET_K = 0x06;
 
 /** How a condition compares the accumulator with its constant; all unsigned. `set`: any of these bits. */
 export type Comparison = "eq" | "gt" | "ge" | "set";
-export type Alu = "and" | "or" | "rsh" | "lsh" | "add" | "sub";
+export type Alu = "and" | "or" | "rsh" | "lsh" | "add" | "sub" | "mul" | "div";
 
 type Item =
   | { kind: "plain"; code: number; k: number }
@@ -71,6 +84,11 @@ export class BpfAssembler {
 
   and(mask: number): this {
     return this.alu("and", mask);
+  }
+
+  /** The accumulator becomes the rest of the word at `offset` after division by `k`, which is not 0. seccomp has no such instruction. */
+  loadRest(offset: number, k: number): this {
+    return this.load(offset).alu("div", k).alu("mul", k).#plain(MISC_TAX, 0).load(offset).#plain(ALU_SUB_X, 0);
   }
 
   /** Goes to `then` or to `otherwise`; the one that is left out is the next instruction. */
@@ -197,6 +215,7 @@ export function runFilter(program: Uint8Array, data: SeccompData): number {
   for (const [i, arg] of (data.args ?? []).entries()) input.setBigUint64(SECCOMP_DATA_ARGS + 8 * i, arg, true);
   const code = new DataView(program.buffer, program.byteOffset, program.byteLength);
   let a = 0;
+  let x = 0;
   for (let pc = 0; ; pc++) {
     const k = code.getUint32(8 * pc + 4, true);
     const opcode = code.getUint16(8 * pc, true);
@@ -221,6 +240,18 @@ export function runFilter(program: Uint8Array, data: SeccompData): number {
         break;
       case ALU_SUB_K:
         a = (a - k) >>> 0;
+        break;
+      case ALU_MUL_K:
+        a = Math.imul(a, k) >>> 0;
+        break;
+      case ALU_DIV_K:
+        a = Math.floor(a / k);
+        break;
+      case ALU_SUB_X:
+        a = (a - x) >>> 0;
+        break;
+      case MISC_TAX:
+        x = a;
         break;
       case JMP_JA:
         pc += k;

@@ -4,6 +4,7 @@ export * from "./epoll.ts";
 export * from "./eventfd.ts";
 export * from "./fd.ts";
 export { arch, nr } from "./ffi.ts";
+export * from "./fifo.ts";
 export * from "./host_error.ts";
 export * from "./inotify.ts";
 export * from "./kcmp.ts";

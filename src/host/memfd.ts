@@ -3,8 +3,8 @@
  *
  * A *held* memfd is named `barlink:<id>` and opened anew through /proc: only a file that was opened tells inotify when its
  * last descriptor goes. A target's descriptor is found to be held by its link, `/memfd:barlink:<id> (deleted)`, which
- * survives dup, fork and SCM_RIGHTS, and which no other process can put on a file of its own, except with a memfd of that
- * name: who must be sure compares device and inode as well.
+ * survives dup, fork and SCM_RIGHTS, and which no other process can put on a file of its own, except on one of that
+ * name: who must be sure compares device and inode as well. An unlinked file `barlink:<id>` of any folder is one too.
  */
 import { EINVAL, ENOENT, Errno } from "../lib/errno.ts";
 import { closeFd } from "./fd.ts";
@@ -54,7 +54,8 @@ export function createHeldMemfd(id: number): number | Errno {
   return fd;
 }
 
-const PREFIX = [..."/memfd:barlink:"].map((c) => c.charCodeAt(0));
+/** What stands before the id, after ":" of a memfd or "/" of another file that was unlinked. */
+const NAME = [..."barlink:"].map((c) => c.charCodeAt(0));
 const SUFFIX = [..." (deleted)"].map((c) => c.charCodeAt(0));
 const digits = reserve(16);
 const digitBytes = digits.bytes;
@@ -114,18 +115,24 @@ export class FdLinks {
   }
 }
 
+/** Of `/memfd:barlink:ID (deleted)`, or of `…/barlink:ID (deleted)`. */
 function parseHeld(length: number): number {
-  const end = length - SUFFIX.length;
-  if (end <= PREFIX.length) return 0;
-  for (let i = PREFIX.length - 1; i >= 0; i--) if (linkBytes[i] !== PREFIX[i]) return 0;
+  let at = length - SUFFIX.length;
+  if (at <= NAME.length) return 0;
+  for (let i = 0; i < SUFFIX.length; i++) if (linkBytes[at + i] !== SUFFIX[i]) return 0;
   let id = 0;
-  for (let i = PREFIX.length; i < end; i++) {
-    const digit = (linkBytes[i] as number) - 48;
-    if (digit < 0 || digit > 9) return 0;
-    id = id * 10 + digit;
+  let unit = 1;
+  for (; ; unit *= 10) {
+    const digit = (linkBytes[at - 1] as number) - 48;
+    if (!(digit >= 0 && digit <= 9)) break;
+    id += digit * unit;
+    at--;
   }
-  for (let i = 0; i < SUFFIX.length; i++) if (linkBytes[end + i] !== SUFFIX[i]) return 0;
-  return id;
+  if (unit === 1 || at <= NAME.length) return 0;
+  at -= NAME.length;
+  for (let i = 0; i < NAME.length; i++) if (linkBytes[at + i] !== NAME[i]) return 0;
+  const before = linkBytes[at - 1];
+  return before === 58 || before === 47 ? id : 0;
 }
 
 /** `FdLinks.heldId` without keeping the folder open. */

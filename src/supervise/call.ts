@@ -21,6 +21,8 @@ export interface CallHost {
   /** The caller's memory may not be read. */
   hidden(call: Call): void;
   heldFile(tid: number, fd: number): File | undefined;
+  /** It stands for a file by a pipe. */
+  isQueue(tid: number, fd: number): boolean;
   /** One of ours, or a foreign one that the call owns then; EBADF. */
   lookUp(call: Call, fd: number): File | Errno;
   reserve(call: Call, cloexec: boolean): number | Errno;

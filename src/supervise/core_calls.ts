@@ -9,7 +9,7 @@
 import { AT_EMPTY_PATH, encodeStat, encodeStatx } from "../host/index.ts";
 import { EFAULT, ENOSYS, Errno } from "../lib/errno.ts";
 import type { Step } from "../sched/task.ts";
-import { F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_SETFL } from "../uapi/index.ts";
+import { F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_SETFL, IommuHwptPgfault } from "../uapi/index.ts";
 import { Call } from "./call.ts";
 import * as sys from "./numbers.ts";
 import { imageOf, type ServedProcess } from "./processes.ts";
@@ -20,8 +20,8 @@ import { answer, CONTINUE, type Handler, type Outcome, type TrappedCall, type Wh
 /** iommufd and VFIO, dma-buf, dma-heap, udmabuf, sync files. */
 const IOCTL_TYPES = [..."; bHu>"].filter((c) => c !== " ").map((c) => c.charCodeAt(0));
 
-/** Bytes of the widest register: what a program would read that took a device for a plain file. */
-const REGISTER = 8;
+/** Longer than a register, which a program would read that took a device for a plain file, and than what it asks an event queue for. */
+const SHORT_READ = 64;
 /** As short as what the tree takes, so that it costs no trap of its own. */
 const SHORT_WRITE = 256;
 
@@ -32,8 +32,9 @@ export function registerCoreCalls(core: Core): void {
   };
   onFile(sys.SYS_ioctl, ioctl, { kind: "ioctl-type", arg: 1, types: IOCTL_TYPES });
   onFile(sys.SYS_lseek, lseek);
-  // Longer ones are not trapped: nothing here takes one, and they are most of what a program reads and writes elsewhere.
-  onFile(sys.SYS_read, read, { kind: "at-most", arg: 2, most: REGISTER });
+  // Longer ones are most of what a program reads and writes elsewhere. Of a fault queue whole page requests are read, however
+  // many: no size of a buffer that is a power of two is a multiple of theirs.
+  onFile(sys.SYS_read, read, { kind: "at-most", arg: 2, most: SHORT_READ }, { kind: "multiple", arg: 2, of: IommuHwptPgfault.size });
   onFile(sys.SYS_write, write, { kind: "at-most", arg: 2, most: SHORT_WRITE });
   onFile(sys.SYS_fcntl, fcntl, { kind: "equals", arg: 1, values: [F_GETFL, F_SETFL, F_ADD_SEALS, F_GET_SEALS] });
   onFile(sys.SYS_fstat, (c) => fstat(c, 1));
@@ -62,8 +63,9 @@ function* lseek(call: TrappedCall): Step<Outcome> {
 
 function* fcntl(call: TrappedCall): Step<Outcome> {
   const r = yield* call.process.sys.fcntl(call.int(0), call.int(1), Number(call.args[2] as bigint));
-  // Flags are the real descriptor's as well: O_NONBLOCK, O_APPEND.
-  return call.int(1) === F_SETFL && !(r instanceof Errno) ? CONTINUE : answer(r);
+  // Flags are the real descriptor's as well: O_NONBLOCK, O_APPEND. A pipe keeps its own: nothing that we do not see may wait.
+  const own = call instanceof Call && call.host.isQueue(call.tid, call.int(0));
+  return call.int(1) === F_SETFL && !(r instanceof Errno) && !own ? CONTINUE : answer(r);
 }
 
 /** fstat, and newfstatat and statx of the descriptor itself; of a path they are somebody else's. `flags`: which argument has them. */

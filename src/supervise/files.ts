@@ -11,12 +11,17 @@
  * The memfd's name says which file it is: `barlink:ID`. The id is random, so
  * that a program cannot make up the name of a file that it was never given.
  *
+ * A file that is not always ready, and that cannot be mapped (an event queue, a
+ * sync file), has a pipe in place of the memfd: real poll, select and epoll find
+ * it ready exactly when the embedded kernel's poll says so (`settle`).
+ *
  * A number that a call reserves (`reserve`) is a real descriptor at once, since
  * no real one can be taken back; one that the call gives up stays with the
  * process and is given out again at the next occasion.
  */
 import {
   closeFd,
+  createFifo,
   type FdLinks,
   ftruncateFd,
   IN_CLOSE,
@@ -26,32 +31,38 @@ import {
   memfdCreate,
   random48,
   reopenFd,
+  setReadable,
 } from "../host/index.ts";
 import type { File } from "../kernel/fs/file.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { Errno } from "../lib/errno.ts";
-import { O_ACCMODE, O_APPEND, O_NONBLOCK, O_RDWR } from "../uapi/index.ts";
+import { O_ACCMODE, O_APPEND, O_NONBLOCK, O_RDONLY, O_RDWR, POLLIN, POLLOUT } from "../uapi/index.ts";
 import type { SupervisedFiles } from "./types.ts";
 
 /** Status flags of an open that the real descriptor has too. */
 const KEPT = O_ACCMODE | O_NONBLOCK | O_APPEND;
 
-/** One memfd that the program has, or had. */
+/** One memfd, or pipe, that the program has, or had. */
 export class Held {
   readonly id: number;
-  /** Our own descriptor of the memfd: not the program's open file, so closing it is no event. */
+  /** Our own descriptor of it: not the program's open file. */
   readonly memfd: number;
   readonly watch: number;
+  /** A pipe, which tells by its readiness whether there is something to read. */
+  readonly isQueue: boolean;
+  /** FD_CLOEXEC of the number that was reserved. */
+  cloexec = false;
   /** Open files of the program on it: more than one when it reopened it. */
   opens = 1;
   /** undefined while only reserved. */
   file: File | undefined = undefined;
   readonly onLastClose: (() => void)[] = [];
 
-  constructor(id: number, memfd: number, watch: number) {
+  constructor(id: number, memfd: number, watch: number, isQueue: boolean) {
     this.id = id;
     this.memfd = memfd;
     this.watch = watch;
+    this.isQueue = isQueue;
   }
 }
 
@@ -62,10 +73,13 @@ export class HeldFiles implements SupervisedFiles {
   readonly #byId: Map<number, Held> = new Map();
   readonly #byWatch: Map<number, Held> = new Map();
   readonly #byFile: Map<File, Held[]> = new Map();
+  readonly #queues: Set<Held> = new Set();
+  readonly #directory: string;
 
-  /** `links`: the descriptors of a thread, undefined when it is gone. */
-  constructor(kernel: Kernel, links: (tid: number) => FdLinks | undefined) {
+  /** `directory`: where pipes get their names. `links`: the descriptors of a thread, undefined when it is gone. */
+  constructor(kernel: Kernel, directory: string, links: (tid: number) => FdLinks | undefined) {
     this.#kernel = kernel;
+    this.#directory = directory;
     this.#links = links;
     this.#inotify = new Inotify();
   }
@@ -114,20 +128,34 @@ export class HeldFiles implements SupervisedFiles {
    */
   create(flags: number): { held: Held; openFd: number } | Errno {
     const id = random48() + 1;
-    const memfd = memfdCreate(`barlink:${id}`);
-    if (memfd instanceof Errno) return memfd;
-    const openFd = reopenFd(memfd, flags & KEPT);
+    return this.#hold(id, memfdCreate(`barlink:${id}`), flags & KEPT, false);
+  }
+
+  /** The same as a pipe for a file that is not always ready; undefined: a memfd is right. */
+  createQueue(file: File): { held: Held; openFd: number } | Errno | undefined {
+    const { ops } = file;
+    if (ops.poll === undefined || ops.mmap !== undefined) return undefined;
+    const mode = (ops.poll(file) & POLLOUT) !== 0 ? O_RDWR : O_RDONLY;
+    const id = random48() + 1;
+    // A read that we do not get to see must not wait.
+    return this.#hold(id, createFifo(`${this.#directory}/barlink:${id}`), mode | O_NONBLOCK, true);
+  }
+
+  /** Holds what `made` is a descriptor of, and opens it for the program with `flags`. */
+  #hold(id: number, made: number | Errno, flags: number, isQueue: boolean): { held: Held; openFd: number } | Errno {
+    if (made instanceof Errno) return made;
+    const openFd = reopenFd(made, flags);
     if (openFd instanceof Errno) {
-      closeFd(memfd);
+      closeFd(made);
       return openFd;
     }
-    const watch = this.#inotify.watchFd(memfd, IN_OPEN | IN_CLOSE);
+    const watch = this.#inotify.watchFd(made, IN_OPEN | IN_CLOSE);
     if (watch instanceof Errno) {
-      closeFd(memfd);
+      closeFd(made);
       closeFd(openFd);
       return watch;
     }
-    const held = new Held(id, memfd, watch);
+    const held = new Held(id, made, watch, isQueue);
     this.#byId.set(id, held);
     this.#byWatch.set(watch, held);
     return { held, openFd };
@@ -148,8 +176,21 @@ export class HeldFiles implements SupervisedFiles {
     const others = this.#byFile.get(file);
     if (others === undefined) this.#byFile.set(file, [held]);
     else others.push(held);
+    if (held.isQueue) {
+      this.#queues.add(held);
+      this.settle();
+      return;
+    }
     const size = file.ops.stat?.(file).size ?? 0n;
     if (size > 0n) ftruncateFd(held.memfd, size);
+  }
+
+  /** Makes the pipes as ready as their files are. */
+  settle(): void {
+    if (this.#queues.size === 0) return;
+    for (const { file, memfd } of this.#queues) {
+      if (file !== undefined) setReadable(memfd, ((file.ops.poll?.(file) ?? 0) & POLLIN) !== 0);
+    }
   }
 
   /** The injection failed: nobody has it. */
@@ -198,6 +239,7 @@ export class HeldFiles implements SupervisedFiles {
 
   #forget(held: Held): void {
     this.#byId.delete(held.id);
+    this.#queues.delete(held);
     this.#byWatch.delete(held.watch);
     if (held.file !== undefined) {
       const all = this.#byFile.get(held.file);

@@ -7,7 +7,15 @@
  * runs a 32-bit program is told why it sees no devices.
  */
 import { readFileSync } from "node:fs";
-import { arch, BpfAssembler, readMaps, SECCOMP_DATA_IP, SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF } from "../host/index.ts";
+import {
+  arch,
+  BpfAssembler,
+  readMaps,
+  SECCOMP_DATA_ARGS,
+  SECCOMP_DATA_IP,
+  SECCOMP_RET_ALLOW,
+  SECCOMP_RET_USER_NOTIF,
+} from "../host/index.ts";
 import {
   SYS_brk,
   SYS_execve,
@@ -129,6 +137,8 @@ export function matches(w: When, args: readonly bigint[]): boolean {
     }
     case "at-most":
       return arg <= BigInt(w.most);
+    case "multiple":
+      return arg >> 32n === 0n && low % w.of === 0;
     case "bits":
       return (low & w.bits) >>> 0 === w.bits >>> 0;
   }
@@ -152,6 +162,13 @@ function condition(a: BpfAssembler, w: When, trap: string, next: string): void {
       break;
     case "at-most":
       a.loadArgHigh(w.arg).if("eq", 0, undefined, next).loadArgLow(w.arg).if("gt", w.most, next, trap).label(next);
+      break;
+    case "multiple":
+      a.loadArgHigh(w.arg)
+        .if("eq", 0, undefined, next)
+        .loadRest(SECCOMP_DATA_ARGS + 8 * w.arg, w.of)
+        .if("eq", 0, trap)
+        .label(next);
       break;
     case "bits":
       a.loadArgLow(w.arg)

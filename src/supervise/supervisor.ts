@@ -112,7 +112,7 @@ export class Core implements Supervisor, CallHost {
         this.onWatch?.remove(pidfd);
       },
     });
-    this.files = new HeldFiles(kernel, (tid) => this.registry.links(tid));
+    this.files = new HeldFiles(kernel, options.directory, (tid) => this.registry.links(tid));
   }
 
   // What the parts see.
@@ -192,6 +192,7 @@ export class Core implements Supervisor, CallHost {
     } catch (e) {
       this.#internal("a kernel thread", e);
     }
+    this.files.settle();
     if (this.pending.size > 0) this.#reap();
   }
 
@@ -296,6 +297,10 @@ export class Core implements Supervisor, CallHost {
     return this.held(tid, fd)?.file;
   }
 
+  isQueue(tid: number, fd: number): boolean {
+    return this.held(tid, fd)?.isQueue === true;
+  }
+
   /** As `HeldFiles.held`; a thread number that was used again is seen through. */
   held(tid: number, fd: number): Held | undefined {
     const held = this.files.held(tid, fd);
@@ -342,6 +347,7 @@ export class Core implements Supervisor, CallHost {
       this.files.drop(held);
       return fd;
     }
+    held.cloexec = cloexec;
     call.reserved ??= new Map();
     call.reserved.set(fd, held);
     return fd;
@@ -352,7 +358,20 @@ export class Core implements Supervisor, CallHost {
     if (held === undefined) throw new RangeError(`descriptor ${fd} was not reserved by this call`);
     call.reserved?.delete(fd);
     this.files.drain();
-    this.files.associate(held, file);
+    this.files.associate(this.#queueInstead(call, fd, held, file) ?? held, file);
+  }
+
+  /** Puts a pipe in the place of a reserved number's memfd, for a file that is not always ready. undefined: the memfd stays. */
+  #queueInstead(call: Call, fd: number, held: Held, file: File): Held | undefined {
+    // What another thread of the program has put there meanwhile is left alone.
+    const made = held.opens > 0 && this.files.held(call.tid, fd) === held ? this.files.createQueue(file) : undefined;
+    if (made === undefined) return undefined;
+    const at = made instanceof Errno ? made : this.#send().addFd(call.id, made.openFd, { cloexec: held.cloexec, at: fd });
+    if (!(made instanceof Errno)) closeFd(made.openFd);
+    if (!(at instanceof Errno) && !(made instanceof Errno)) return made.held;
+    if (!(made instanceof Errno)) this.files.drop(made.held);
+    this.warnOnce("queue", `${file.path} is always ready to poll: no pipe can be made in ${this.directory}`);
+    return undefined;
   }
 
   putUnused(call: Call, fd: number): void {
@@ -418,6 +437,7 @@ export class Core implements Supervisor, CallHost {
 
   #answer(call: Call, outcome: Outcome): void {
     const listener = this.#send();
+    this.files.settle();
     let result: bigint | undefined;
     let error: Errno | undefined;
     switch (outcome.kind) {

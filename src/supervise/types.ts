@@ -81,6 +81,8 @@ export type When =
   | { readonly kind: "high-half"; readonly arg: number; readonly least: number }
   /** Argument `arg` (its low half) is at most `most`. */
   | { readonly kind: "at-most"; readonly arg: number; readonly most: number }
+  /** Argument `arg` is below 2^32, and a multiple of `of`. */
+  | { readonly kind: "multiple"; readonly arg: number; readonly of: number }
   /** Argument `arg` (its low half) is one of these. */
   | { readonly kind: "equals"; readonly arg: number; readonly values: readonly number[] }
   /** All of these bits of argument `arg` (its low half) are set. */

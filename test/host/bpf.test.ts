@@ -48,6 +48,21 @@ describe("the assembler", () => {
     expect(of(0xffff_ffff_ffff_ffffn)).toBe(2);
   });
 
+  it("divides words without a sign, which seccomp takes", () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 0, max: 0xffff_ffff }), fc.integer({ min: 1, max: 0xffff_ffff }), (word, k) => {
+        const program = new BpfAssembler()
+          .loadRest(16, k)
+          .if("eq", word % k, "right")
+          .ret(1)
+          .label("right")
+          .ret(2)
+          .assemble();
+        expect(runFilter(program, { nr: 0, arch: 0, args: [BigInt(word)] })).toBe(2);
+      }),
+    );
+  });
+
   it("decides as the comparisons written in TypeScript do, however the program is spread out", () => {
     const holds = { eq: (a, k) => a === k, gt: (a, k) => a > k, ge: (a, k) => a >= k, set: (a, k) => (a & k) !== 0 } satisfies Record<
       Comparison,

@@ -21,6 +21,7 @@ const when: fc.Arbitrary<When> = fc.oneof(
   fc.record({ kind: fc.constant("equals" as const), arg, values: fc.array(word, { maxLength: 4 }) }),
   fc.record({ kind: fc.constant("high-half" as const), arg, least: fc.integer({ min: 0, max: 0x7fff_ffff }) }),
   fc.record({ kind: fc.constant("at-most" as const), arg, most: word }),
+  fc.record({ kind: fc.constant("multiple" as const), arg, of: fc.integer({ min: 1, max: 100 }) }),
   fc.record({ kind: fc.constant("bits" as const), arg, bits: word }),
 );
 const register = fc.oneof(
