@@ -1,5 +1,6 @@
 /** The host: Linux system calls for `supervise`, and the only FFI there is. See README.md. */
 export * from "./bpf.ts";
+export * from "./creds.ts";
 export * from "./epoll.ts";
 export * from "./eventfd.ts";
 export * from "./fd.ts";

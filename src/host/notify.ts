@@ -6,7 +6,7 @@
  * taken the first. Between `recv` and the answer, whatever was read of the target
  * (by its pid, by /proc) is the target's only if `idValid` holds afterwards: pids are used again.
  */
-import type { Errno } from "../lib/errno.ts";
+import { EINTR, Errno } from "../lib/errno.ts";
 import { closeFd } from "./fd.ts";
 import { checkVoid, ioctl, lastErrno, reserve } from "./ffi.ts";
 
@@ -18,7 +18,6 @@ const SET_FLAGS = 0x4008_2104;
 const SYNC_WAKE_UP = 1;
 const FLAG_CONTINUE = 1;
 const ADDFD_SETFD = 1;
-const ADDFD_SEND = 2;
 const O_CLOEXEC = 0o2000000;
 const NOTIF_BYTES = 80;
 
@@ -126,27 +125,33 @@ export class Listener {
    * replaces that descriptor. EMFILE: the target has no room. There is no way to take it back.
    */
   addFd(id: bigint, sourceFd: number, options: AddFdOptions = {}): number | Errno {
-    return this.#addFd(id, sourceFd, options, 0);
-  }
-
-  /** The same, and the number is the call's answer, in one step. On failure the call still waits: answer it. */
-  addFdSend(id: bigint, sourceFd: number, options: AddFdOptions = {}): number | Errno {
-    return this.#addFd(id, sourceFd, options, ADDFD_SEND);
-  }
-
-  /** From then on every waiting call, and every later one, returns ENOSYS. */
-  close(): void {
-    closeFd(this.fd);
-  }
-
-  #addFd(id: bigint, sourceFd: number, { at, cloexec }: AddFdOptions, flags: number): number | Errno {
+    const { at, cloexec } = options;
     addfd64[0] = id;
-    addfd32[2] = at === undefined ? flags : flags | ADDFD_SETFD;
+    addfd32[2] = at === undefined ? 0 : ADDFD_SETFD;
     addfd32[3] = sourceFd;
     addfd32[4] = at ?? 0;
     addfd32[5] = cloexec === true ? O_CLOEXEC : 0;
     const fd = ioctl(this.fd, ADDFD, addfd.address);
     return fd === -1 ? lastErrno() : fd;
+  }
+
+  /**
+   * The same, and the number is the call's answer. On failure the call still waits: answer it.
+   *
+   * Not by the flag that does both in one step: when a signal to this thread interrupts that, the kernel takes the
+   * descriptor back, and answers the call with 0 all the same. Two steps are begun again where they were interrupted. They
+   * are as good as one while the call can only be killed (SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV).
+   */
+  addFdSend(id: bigint, sourceFd: number, options: AddFdOptions = {}): number | Errno {
+    let fd: number | Errno;
+    do fd = this.addFd(id, sourceFd, options);
+    while (fd === EINTR);
+    return fd instanceof Errno ? fd : (this.returnValue(id, fd) ?? fd);
+  }
+
+  /** From then on every waiting call, and every later one, returns ENOSYS. */
+  close(): void {
+    closeFd(this.fd);
   }
 }
 

@@ -296,7 +296,8 @@ export class ProcessMemory implements UserMemory {
 
 /** An ioctl's struct begins with its own size, a u32, which is read before the rest. */
 const SIZE_FIELD = 4;
-const AHEAD_BYTES = 64;
+/** The longest of them have 72. */
+const AHEAD_BYTES = 128;
 
 /**
  * What follows a struct's size, read along with it: the copy of the whole that comes next then costs no system call of
@@ -332,7 +333,7 @@ class Ahead {
     const good = this.#length >= dst.length && this.#call === call && this.#address === addr;
     this.#length = 0;
     if (!good) return false;
-    for (let i = 0; i < dst.length; i++) dst[i] = this.#bytes[i] as number;
+    dst.set(dst.length === AHEAD_BYTES ? this.#bytes : this.#bytes.subarray(0, dst.length));
     return true;
   }
 

@@ -200,6 +200,7 @@ export function* hwptGetDirtyBitmap(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptGetD
       for (const p of iopt.contiguous(cmd.iova, cmd.iova + cmd.length - 1n).parts) {
         if (dirtyOps.readAndClearDirty(p.first, p.last - p.first + 1n, cmd.flags, bitmap) !== undefined) break;
       }
+      bitmap.flush();
       return undefined;
     } finally {
       iopt.iovaSem.upRead();
