@@ -93,6 +93,8 @@ export class PinnedPages {
   readonly #huge: Map<number, HugeRun> = new Map();
   /** All of them, those included that left the store: frame / 512 → its run. */
   readonly #hugeByFrame: Map<number, HugeRun> = new Map();
+  /** A chunk without a page: pages of one place come and go. */
+  #spare: Float64Array | undefined = undefined;
   #live = 0;
   #inTable = 0;
 
@@ -295,7 +297,8 @@ export class PinnedPages {
     const index = Math.floor(page / CHUNK);
     let chunk = this.#chunks.get(index);
     if (chunk === undefined) {
-      chunk = new Float64Array(CHUNK).fill(NONE);
+      chunk = this.#spare ?? new Float64Array(CHUNK).fill(NONE);
+      this.#spare = undefined;
       this.#chunks.set(index, chunk);
     }
     chunk[page % CHUNK] = pfn;
@@ -310,8 +313,10 @@ export class PinnedPages {
     this.#inTable--;
     // Neighbours go together: a chunk is looked at when its first or last page goes.
     const at = page % CHUNK;
-    if (this.#inTable === 0) this.#chunks.clear();
-    else if ((at === 0 || at === CHUNK - 1) && chunk.every((p) => p === NONE)) this.#chunks.delete(index);
+    if (this.#inTable === 0) {
+      this.#spare = chunk;
+      this.#chunks.clear();
+    } else if ((at === 0 || at === CHUNK - 1) && chunk.every((p) => p === NONE)) this.#chunks.delete(index);
   }
 
   /** Calls `f` for each pinned page of [first, end), in order; `f` may take it out. */

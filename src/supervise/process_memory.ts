@@ -218,7 +218,7 @@ export class ProcessMemory implements UserMemory {
     if (m.path.startsWith(OURS)) return EFAULT;
     const to = minN(m.end, end);
     // Asks the kernel what the list of mappings does not show: VM_IO, VM_PFNMAP, secret memory, the end of a file.
-    if (m.readable && !(this.#readable(at) && this.#readable(to - PAGE_SIZE_N))) return EFAULT;
+    if (m.readable && !(this.#readable(at) && (to - at <= PAGE_SIZE_N || this.#readable(to - PAGE_SIZE_N)))) return EFAULT;
     const npages = vpnOf(to) - vpnOf(at);
     if (!m.shared || m.inode === 0n) {
       const { pages } = this.#space;

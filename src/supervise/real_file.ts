@@ -16,8 +16,9 @@
  * could do so too (`mayWrite`). A device of a program that may only read a file
  * gets at it through an object of its own, whatever other programs may do.
  *
- * Kept alive by users (open files of the embedded kernel) and by pins; the last
- * of them closes the descriptor.
+ * Kept alive by users (open files of the embedded kernel) and by pins. With the
+ * last of them the descriptor is closed, or kept for as long as a process maps
+ * the file, of few files.
  */
 import { statfsSync } from "node:fs";
 import { closeFd, fdFlags, preadFd, pwriteFd } from "../host/fd.ts";
@@ -40,6 +41,8 @@ export type FileKind = "shmem" | "hugetlb" | "disk";
 
 const TMPFS_MAGIC = 0x0102_1994;
 const HUGETLBFS_MAGIC = 0x9584_58f6;
+/** Files that are mapped and not used, at most. */
+const IDLE_LIMIT = 16;
 /** A page of hugetlbfs, where it cannot be asked. */
 export const HUGE_PAGE: number = 2 << 20;
 
@@ -74,9 +77,26 @@ export class RealMemory {
   mapFiles = true;
   /** By device and inode. */
   readonly files: Map<string, RealFile> = new Map();
+  /** Those that nobody uses and that processes still map, the last used one last: pages of one file are pinned again and again. */
+  readonly #idle: Set<RealFile> = new Set();
 
   constructor(kernel: Kernel) {
     this.kernel = kernel;
+  }
+
+  /** A file that nobody uses any more may be used again soon. False: it is to be closed. */
+  keep(f: RealFile): boolean {
+    this.#idle.delete(f);
+    // What a mapping keeps alive costs us a descriptor only; huge pages are missed as soon as the process is gone.
+    if (!f.held || f.views.length === 0 || f.kind !== "shmem") return false;
+    this.#idle.add(f);
+    if (this.#idle.size > IDLE_LIMIT) for (const oldest of this.#idle) return oldest.discard();
+    return true;
+  }
+
+  /** It is used again, or closed. */
+  notIdle(f: RealFile): void {
+    this.#idle.delete(f);
   }
 
   /** The file of an inode, known already or not, with one more user. `readOnly`: see `fileOf`. */
@@ -139,6 +159,7 @@ export class RealFile implements PageStore, PageSource {
   }
 
   get(): this {
+    if (this.#users === 0) this.shared.notIdle(this);
     this.#users++;
     return this;
   }
@@ -239,6 +260,7 @@ export class RealFile implements PageStore, PageSource {
       }
     }
     this.#views = kept;
+    if (kept.length === 0) this.idle();
   }
 
   /** For MAP_FILE and udmabuf: only memory has pages to pin as a file's. */
@@ -278,12 +300,20 @@ export class RealFile implements PageStore, PageSource {
 
   /** Closes what nobody needs any more. */
   idle(): void {
-    if (this.#users > 0 || this.pages.live > 0) return;
+    if (this.#users > 0 || this.pages.live > 0 || this.shared.keep(this)) return;
+    this.discard();
+  }
+
+  /** Closes it: nobody uses it. */
+  discard(): true {
+    bugOn(this.#users > 0 || this.pages.live > 0, `${this.name} is closed while it is used`);
+    this.shared.notIdle(this);
     if (this.#fd >= 0) closeFd(this.#fd);
     this.#fd = -1;
     this.#writable = false;
     this.#views = [];
     if (this.shared.files.get(this.key) === this) this.shared.files.delete(this.key);
+    return true;
   }
 
   #pwrite(pageStart: number, offset: number, src: Uint8Array): LostReason | undefined {
