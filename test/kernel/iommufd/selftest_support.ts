@@ -93,6 +93,11 @@ export class SelftestRig extends IommufdRig {
     return idev;
   }
 
+  /** The device is not bound any more when the test ends. */
+  forget(idev: ReturnType<IommufdRig["bind"]>): void {
+    this.#bound.splice(this.#bound.indexOf(idev), 1);
+  }
+
   /** The devices' driver lets go and the process ends; nothing may be left. */
   finish(): void {
     this.check();
