@@ -16,9 +16,11 @@ import { GpuImport } from "../../src/kernel/dma_buf/importers/gpu.ts";
 import { GuestMemory } from "../../src/kernel/dma_buf/importers/kvm.ts";
 import { MemoryRegion, type RegionForm } from "../../src/kernel/dma_buf/importers/rdma.ts";
 import { type VramBuffer, VramDevice, vramMove } from "../../src/kernel/dma_buf/vram.ts";
+import { openLedger } from "../../src/kernel/iommu/ledger.ts";
 import type { InterconnectKind } from "../../src/kernel/kernel.ts";
 import { dmaRead, dmaWrite } from "../../src/kernel/pci/dma.ts";
 import type { PciDev } from "../../src/kernel/pci/pci_dev.ts";
+import { physAddr } from "../../src/lib/addr.ts";
 import { EFAULT, Errno } from "../../src/lib/errno.ts";
 import type { MachineDescription } from "../../src/machine/schema.ts";
 import type { Step } from "../../src/sched/task.ts";
@@ -105,7 +107,7 @@ export class PairScene {
   readonly #ioas: Ioas;
 
   constructor(interconnect: InterconnectKind = "negotiated") {
-    this.host = EmbeddedHost.boot(machine(interconnect));
+    this.host = EmbeddedHost.boot(machine(interconnect), { onKernel: openLedger });
     this.iommufd = this.host.openIommufd();
     this.#engine = this.host.openDevice(ENGINE).bind(this.iommufd);
     this.peer = this.host.openDevice(MEMORY).bind(this.iommufd);
@@ -171,6 +173,8 @@ export class PairScene {
 
   #exportVfio(ranges: readonly { offset: bigint; length: bigint }[]): Exported {
     const fd = this.peer.exportDmaBuf({ region: 2, ranges });
+    const bar = this.host.barAddress(MEMORY, 2) ?? 0n;
+    for (const r of ranges) this.host.kernel.phys.write(physAddr(bar + r.offset), new Uint8Array(Number(r.length)));
     const command = (on: boolean) => (): void => this.peer.setMemoryEnabled(on);
     return { ...this.#byFd(fd.fd), take: command(false), give: command(true), kill: () => this.peer.close() };
   }

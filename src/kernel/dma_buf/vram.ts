@@ -74,7 +74,7 @@ export class VramDevice {
     this.kernel.modules.load(MODULE);
   }
 
-  /** A buffer in VRAM, with one reference. EINVAL: no bytes; ENOMEM: no room. */
+  /** A buffer of zeros in VRAM, with one reference. EINVAL: no bytes; ENOMEM: no room. */
   allocate(length: bigint, flags: number): DmaBuf | Errno {
     const size = alignUp(length, PAGE_SIZE_N);
     if (size === 0n) return EINVAL;
@@ -83,6 +83,7 @@ export class VramDevice {
     const priv = new VramBuffer(this, size, { in: "vram", offset });
     const dmabuf = dmaBufExport(this.kernel, { expName: MODULE, owner: MODULE, ops: vramOps, size, flags, priv });
     if (dmabuf instanceof Errno) this.give(offset);
+    else this.kernel.phys.write(this.address(offset), new Uint8Array(Number(size)));
     return dmabuf;
   }
 

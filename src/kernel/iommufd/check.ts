@@ -95,9 +95,9 @@ function checkHeld(iopt: IoPagetable, ledger: MappingLedger): void {
     let held = 0n;
     for (const area of iopt.areas) {
       if (area.pages === undefined || area.pages.revoked) continue;
-      const prot = protAsked(area, area.pages);
       let at = area.start;
       for (const e of ledger.overlaps(domain.id, area.start, area.last)) {
+        const prot = protAsked(area, area.pages, e.start);
         if (e.start !== at || e.last > area.last) fail(`the mapping at ${hex(e.start)} is not one of the area at ${hex(area.start)}`);
         if (e.prot !== prot) fail(`${hex(e.start)} is mapped with ${hex(BigInt(e.prot))}, not ${hex(BigInt(prot))} (I7)`);
         at = e.last + 1n;
@@ -111,9 +111,9 @@ function checkHeld(iopt: IoPagetable, ledger: MappingLedger): void {
 }
 
 /** Device memory is never cacheable; memory is never mapped as a device. */
-function protAsked(area: IoptArea, pages: IoptPages): number {
+function protAsked(area: IoptArea, pages: IoptPages, iova: bigint): number {
   const rw = area.prot & (IOMMU_READ | IOMMU_WRITE);
-  return pages.type === "dmabuf" ? rw | IOMMU_MMIO : rw | IOMMU_CACHE;
+  return rw | (pages.dmabufOrNone?.attributesAt(pages.baseByte + area.startByteAt(iova)) ?? IOMMU_CACHE);
 }
 
 /** Whoever mapped it: what answers at the physical address decides how it must be mapped (I7). */

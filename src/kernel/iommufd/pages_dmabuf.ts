@@ -59,6 +59,8 @@ export abstract class PagesDmabuf {
   abstract attachedTimes(): number;
   /** Where byte `offset` of the buffer is, for checkers; undefined while revoked. */
   abstract physAt(offset: bigint): bigint | undefined;
+  /** IOMMU_MMIO or IOMMU_CACHE, as byte `offset` is to be mapped, for checkers. */
+  abstract attributesAt(offset: bigint): number;
 
   get tracked(): number {
     return this.#tracker.length;
@@ -135,6 +137,10 @@ export class PrivateMapDmabuf extends PagesDmabuf {
 
   physAt(offset: bigint): bigint | undefined {
     return this.revoked ? undefined : this.phys.paddr + offset;
+  }
+
+  attributesAt(): number {
+    return IOMMU_MMIO;
   }
 
   /** Unmaps every pair and never maps again. Under the mutex of the pages. */

@@ -136,6 +136,10 @@ export class NegotiatedDmabuf extends PagesDmabuf {
     return this.#handle?.physAt(offset);
   }
 
+  attributesAt(offset: bigint): number {
+    return this.#handle?.attributesAt(offset) ?? 0;
+  }
+
   /** RESV held. */
   *invalidate(reason: RevokeReason): Step<undefined> {
     yield* this.#locked((handle) => {

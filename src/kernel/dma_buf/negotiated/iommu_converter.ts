@@ -106,6 +106,12 @@ export class IommuHandle extends MappingHandle {
     return undefined;
   }
 
+  /** IOMMU_MMIO, IOMMU_CACHE or neither, as byte `offset` is mapped, for checkers. */
+  attributesAt(offset: bigint): number {
+    for (const { range } of piecesOf(this.#ranges, offset, 1n)) return attributes(range, 0);
+    return 0;
+  }
+
   sever(): boolean {
     for (const p of this.#pieces) unmapAll(p.domain, p.iova, p.length);
     this.#pieces = [];
