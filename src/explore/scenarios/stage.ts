@@ -10,9 +10,9 @@
  * ended (I4); that a function is reset with nobody at its BAR (I6), and that a
  * BAR is mapped as device memory, even for a moment (I7). That every revoke ends (I5) is the absence of a deadlock.
  *
- * Beside locks and waits three things order steps: the exporter's flag, which
- * attach reads without its lock; who reaches the BAR; and the windows in which
- * nobody may.
+ * Beside locks and waits these order steps: what is decided without a lock (the
+ * exporter's flag, the count of maps, whether config access is blocked, whether
+ * a function sleeps); who reaches the BAR; and the windows in which nobody may.
  */
 import { openLedger } from "../../kernel/iommu/ledger.ts";
 import { checkInvariants } from "../../kernel/iommufd/check.ts";
@@ -121,13 +121,18 @@ export class Stage {
     return buffer;
   }
 
-  /** Called when all is set up: what the exporter does to its flags is seen from here on. */
+  /** Called when all is set up: what is decided without a lock is seen from here on. */
   watch(): void {
-    for (const bdf of this.#functions)
+    const { recorder } = this;
+    for (const bdf of this.#functions) {
+      const pdev = this.pdev(bdf);
+      recorder.watch(pdev, "blockCfgAccess");
+      recorder.watch(pdev.pm, "status");
       for (const buffer of this.vdev(bdf).dmabufs) {
-        this.recorder.watch(buffer, "revoked");
+        recorder.watch(buffer, "revoked");
         this.#watchCount(buffer.kref, `maps of ${bdf}`);
       }
+    }
   }
 
   /**
@@ -188,13 +193,18 @@ export class Stage {
         mapped.set(`${e.domain} ${e.iova}`, bdf);
         this.reach(1, bdf);
       }
-      if (e.type === "pci.reset" && this.reached(e.device) > 0)
-        throw new InvariantBroken(`I6: ${e.device} is reset while a peer reaches its BAR`);
+      if (e.type === "pci.reset") this.#undisturbed([e.device]);
+      if (e.type === "pci.bus_reset") this.#undisturbed(e.devices);
       if (e.type === "iommu.unmap" && e.unmapped > 0n) {
         const bdf = mapped.get(`${e.domain} ${e.iova}`);
         if (bdf !== undefined && mapped.delete(`${e.domain} ${e.iova}`)) this.reach(-1, bdf);
       }
     });
+  }
+
+  /** The functions were reset just now. */
+  #undisturbed(devices: readonly string[]): void {
+    for (const bdf of devices) if (this.reached(bdf) > 0) throw new InvariantBroken(`I6: ${bdf} is reset while a peer reaches its BAR`);
   }
 
   #barHolds(bdf: string, pa: bigint): boolean {
