@@ -24,8 +24,18 @@
  * Source: Abdulla, Aronis, Jonsson, Sagonas, "Source sets: a foundation for
  * optimal dynamic partial order reduction", JACM 64(4), 2017.
  */
-import { type Counts, type Decide, dependent, type Execution, type Footprint, newCounts, type OnRun, type Program } from "./program.ts";
-import { append } from "./schedule.ts";
+import {
+  type Counts,
+  type Decide,
+  dependent,
+  type Execution,
+  type Footprint,
+  newCounts,
+  type OnRun,
+  type Pending,
+  type Program,
+} from "./program.ts";
+import { append, TIME } from "./schedule.ts";
 
 /** A step with what it did where it was seen. */
 interface Seen {
@@ -70,12 +80,15 @@ interface Frame {
   todo: Node[];
   /** Where the run in hand goes after this step. */
   below: Node[];
+  /** Threads that waited for a lock while time passed, with the last step of each. */
+  waiting: readonly (Pending & { readonly own: number })[];
 }
 
 const UNSEEN: Footprint = { accesses: [], acquired: -1, blocking: false, released: [], woke: [], disabled: [], barrier: false };
 /** Depends on every step. */
 const ANYTHING: Footprint = { ...UNSEEN, barrier: true };
 const NO_VALUES: readonly number[] = [];
+const NOBODY: readonly never[] = [];
 
 /** Explores every trace of a program. */
 export function exploreOptimal(program: Program, onRun: OnRun): Counts {
@@ -174,6 +187,7 @@ class Optimal {
         sleep,
         todo,
         below: next?.children ?? [],
+        waiting: NOBODY,
       });
       this.#take(run, frames.length - 1);
     }
@@ -201,7 +215,10 @@ class Optimal {
       arities.push(n);
       return v;
     };
+    // Who waits for a lock now could have had it before: time passes only when nobody can run.
+    const waiting = f.thread === TIME ? run.pending() : NOBODY;
     f.footprint = run.step(f.thread, decide);
+    f.waiting = f.footprint.barrier ? waiting.map((p) => ({ ...p, own: this.#last[this.#slotOf(p.thread)] ?? -1 })) : NOBODY;
     if (values.length !== plan.length) f.planned = false;
     f.values = values;
     f.arities = arities;
@@ -240,8 +257,10 @@ class Optimal {
       for (let k = 0; k < f.races.length; k++) this.#reverse(f.races[k] as number, f, j);
       for (const thread of f.footprint.disabled)
         this.#reverse(j, { thread, footprint: ANYTHING, values: undefined, arities: NO_VALUES }, frames.length);
+      for (const { thread, footprint, own } of f.waiting) this.#pendingRaces(thread, footprint, own, j);
     }
-    for (const { thread, footprint } of run.pending()) this.#pendingRaces(thread, footprint, this.#last[this.#slotOf(thread)] ?? -1);
+    for (const { thread, footprint } of run.pending())
+      this.#pendingRaces(thread, footprint, this.#last[this.#slotOf(thread)] ?? -1, frames.length);
   }
 
   #racesOf(j: number, { thread, slot, footprint, wokenBy, clock }: Frame): number[] {
@@ -265,9 +284,9 @@ class Optimal {
     return found;
   }
 
-  #pendingRaces(thread: number, pending: Footprint, own: number): void {
+  /** For a thread that waited for a lock before step `end`: the taking by which it was kept out, in the place of its own. */
+  #pendingRaces(thread: number, pending: Footprint, own: number, end: number): void {
     const frames = this.#frames;
-    const end = frames.length;
     const settled = new Set<number>([thread]);
     for (let i = end - 1; i >= 0; i--) {
       const f = frames[i] as Frame;

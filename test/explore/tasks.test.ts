@@ -314,6 +314,27 @@ test("a run that does not end is told as such", () => {
   expect(violations(s)).toEqual(["livelock: the run has not ended after 50 steps"]);
 });
 
+test("who waits for a lock while time passes could have had it before", () => {
+  const s = scenario(
+    (sched) => ({ sched, a: new Mutex(sched, A), order: [] as string[] }),
+    [
+      function* (w) {
+        yield* w.a.lock();
+        yield* w.sched.sleep(10);
+        w.order.push("slow");
+        w.a.unlock();
+      },
+      function* (w) {
+        yield* w.a.lock();
+        w.order.push("quick");
+        w.a.unlock();
+      },
+    ],
+    ({ order }) => order.join(" "),
+  );
+  expect([...outcomes(s).keys()].sort()).toEqual(["quick slow", "slow quick"]);
+});
+
 interface Things {
   readonly mutexes: readonly Mutex[];
   readonly sem: RwSem;

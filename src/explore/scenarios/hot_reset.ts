@@ -9,17 +9,10 @@
  * does not happen leaves the mappings as they were (N3).
  */
 import type { Step } from "../../sched/task.ts";
-import {
-  IOMMU_IOAS_MAP_FILE,
-  MAP_SHARED,
-  PROT_READ,
-  PROT_WRITE,
-  VFIO_DEVICE_PCI_HOT_RESET,
-  VfioPciHotReset,
-} from "../../uapi/index.ts";
+import { IOMMU_IOAS_MAP_FILE, MAP_SHARED, PROT_READ, PROT_WRITE, VFIO_DEVICE_PCI_HOT_RESET, VfioPciHotReset } from "../../uapi/index.ts";
 import { InvariantBroken, type Scenario } from "../tasks.ts";
 import { regionAt } from "./calls.ts";
-import { type Alter, BAR, BYTES, FIRST, IOVA, type Play, SECOND, scenarioOf, type Stage } from "./stage.ts";
+import { type Alter, BAR, BYTES, FIRST, IOVA, type Play, SECOND, type Stage, scenarioOf } from "./stage.ts";
 
 export interface HotResetWorld {
   readonly iommufd: number;

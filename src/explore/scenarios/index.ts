@@ -1,11 +1,16 @@
 /** The scenarios that come with barlink, by name. */
 import type { Scenario } from "../tasks.ts";
 import { bufferLifetime } from "./buffer_lifetime.ts";
+import { hotReset } from "./hot_reset.ts";
 import { ioPagetable } from "./io_pagetable.ts";
 import { lockGraph } from "./lock_graph.ts";
 import { mapVsRevoke } from "./map_vs_revoke.ts";
+import { memoryPredicate } from "./memory_predicate.ts";
 import { revokeRefcount } from "./revoke_refcount.ts";
 
 export const scenarios: ReadonlyMap<string, Scenario> = new Map(
-  [mapVsRevoke(), revokeRefcount(), ioPagetable(), bufferLifetime(), lockGraph()].map((s) => [s.name, s]),
+  [mapVsRevoke(), revokeRefcount(), ioPagetable(), memoryPredicate({ length: 1 }), bufferLifetime(), lockGraph(), hotReset()].map((s) => [
+    s.name,
+    s,
+  ]),
 );

@@ -29,7 +29,7 @@ import {
 } from "../../uapi/index.ts";
 import { InvariantBroken, type Scenario } from "../tasks.ts";
 import { COMMAND } from "./calls.ts";
-import { type Alter, BAR, BYTES, FIRST, IOVA, type Play, SECOND, scenarioOf, type Stage } from "./stage.ts";
+import { type Alter, BAR, BYTES, FIRST, IOVA, type Play, SECOND, type Stage, scenarioOf } from "./stage.ts";
 
 /** What the user may do. */
 export type PowerCall =
@@ -141,7 +141,8 @@ function check(vdev: VfioPciCoreDevice, demand: Demand): void {
   const why = unreachable(vdev, demand);
   for (const buffer of vdev.dmabufs) {
     if (why !== undefined && !buffer.revoked) throw new InvariantBroken(`I6: a buffer lives ${why}`);
-    if (why === undefined && buffer.revoked && demand === "restored when reachable") throw new InvariantBroken("a buffer stays revoked though memory can be reached");
+    if (why === undefined && buffer.revoked && demand === "restored when reachable")
+      throw new InvariantBroken("a buffer stays revoked though memory can be reached");
   }
 }
 
@@ -151,7 +152,13 @@ function* mapTask({ iommufd, map, unmap }: MemoryPredicateWorld, stage: Stage): 
   return mapped;
 }
 
-export function memoryPredicate({ length = 2, menu = CALLS, demand = "as the exporter decides", mapper = true, alter }: MemoryPredicateOptions = {}): Scenario {
+export function memoryPredicate({
+  length = 2,
+  menu = CALLS,
+  demand = "as the exporter decides",
+  mapper = true,
+  alter,
+}: MemoryPredicateOptions = {}): Scenario {
   const play: Play<MemoryPredicateWorld> = {
     name: "memory-predicate",
     summary: "decode, power, resets, wakes and exports in every order, against MAP_FILE",
