@@ -13,7 +13,9 @@
  *
  * A file that is not always ready, and that cannot be mapped (an event queue, a
  * sync file), has a pipe in place of the memfd: real poll, select and epoll find
- * it ready exactly when the embedded kernel's poll says so (`settle`).
+ * it ready exactly when the embedded kernel's poll says so (`settle`). Events
+ * that any read may take are in the pipe themselves, so that one that is not
+ * trapped gets the first of them.
  *
  * A number that a call reserves (`reserve`) is a real descriptor at once, since
  * no real one can be taken back; one that the call gives up stays with the
@@ -28,10 +30,11 @@ import {
   IN_OPEN,
   IN_Q_OVERFLOW,
   Inotify,
+  MOST_PACKETS,
   memfdCreate,
+  PacketPipe,
   random48,
   reopenFd,
-  setReadable,
 } from "../host/index.ts";
 import type { File } from "../kernel/fs/file.ts";
 import type { Kernel } from "../kernel/kernel.ts";
@@ -48,8 +51,8 @@ export class Held {
   /** Our own descriptor of it: not the program's open file. */
   readonly memfd: number;
   readonly watch: number;
-  /** A pipe, which tells by its readiness whether there is something to read. */
-  readonly isQueue: boolean;
+  /** It is a pipe, which tells by its readiness whether there is something to read. */
+  readonly pipe: PacketPipe | undefined;
   /** FD_CLOEXEC of the number that was reserved. */
   cloexec = false;
   /** Open files of the program on it: more than one when it reopened it. */
@@ -58,12 +61,21 @@ export class Held {
   file: File | undefined = undefined;
   readonly onLastClose: (() => void)[] = [];
 
-  constructor(id: number, memfd: number, watch: number, isQueue: boolean) {
+  constructor(id: number, memfd: number, watch: number, isPipe: boolean) {
     this.id = id;
     this.memfd = memfd;
     this.watch = watch;
-    this.isQueue = isQueue;
+    this.pipe = isPipe ? new PacketPipe(memfd) : undefined;
   }
+}
+
+/** In the pipe of a file that does not show its events themselves. */
+const TOKEN: readonly Uint8Array[] = [new Uint8Array(1)];
+
+function packetsOf(file: File): readonly Uint8Array[] {
+  const { ops } = file;
+  if (ops.packets !== undefined) return ops.packets(file, MOST_PACKETS);
+  return ((ops.poll?.(file) ?? 0) & POLLIN) !== 0 ? TOKEN : [];
 }
 
 export class HeldFiles implements SupervisedFiles {
@@ -142,7 +154,7 @@ export class HeldFiles implements SupervisedFiles {
   }
 
   /** Holds what `made` is a descriptor of, and opens it for the program with `flags`. */
-  #hold(id: number, made: number | Errno, flags: number, isQueue: boolean): { held: Held; openFd: number } | Errno {
+  #hold(id: number, made: number | Errno, flags: number, isPipe: boolean): { held: Held; openFd: number } | Errno {
     if (made instanceof Errno) return made;
     const openFd = reopenFd(made, flags);
     if (openFd instanceof Errno) {
@@ -155,7 +167,7 @@ export class HeldFiles implements SupervisedFiles {
       closeFd(openFd);
       return watch;
     }
-    const held = new Held(id, made, watch, isQueue);
+    const held = new Held(id, made, watch, isPipe);
     this.#byId.set(id, held);
     this.#byWatch.set(watch, held);
     return { held, openFd };
@@ -176,7 +188,7 @@ export class HeldFiles implements SupervisedFiles {
     const others = this.#byFile.get(file);
     if (others === undefined) this.#byFile.set(file, [held]);
     else others.push(held);
-    if (held.isQueue) {
+    if (held.pipe !== undefined) {
       this.#queues.add(held);
       this.settle();
       return;
@@ -188,8 +200,13 @@ export class HeldFiles implements SupervisedFiles {
   /** Makes the pipes as ready as their files are. */
   settle(): void {
     if (this.#queues.size === 0) return;
-    for (const { file, memfd } of this.#queues) {
-      if (file !== undefined) setReadable(memfd, ((file.ops.poll?.(file) ?? 0) & POLLIN) !== 0);
+    for (const { file, pipe } of this.#queues) {
+      if (file === undefined || pipe === undefined) continue;
+      for (let n = pipe.taken(); ; ) {
+        if (n > 0) file.ops.packetsRead?.(file, n);
+        n = pipe.show(packetsOf(file));
+        if (n === 0) break;
+      }
     }
   }
 

@@ -299,7 +299,7 @@ export class Core implements Supervisor, CallHost {
   }
 
   isQueue(tid: number, fd: number): boolean {
-    return this.held(tid, fd)?.isQueue === true;
+    return this.held(tid, fd)?.pipe !== undefined;
   }
 
   /** As `HeldFiles.held`; a thread number that was used again is seen through. */

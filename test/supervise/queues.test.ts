@@ -63,6 +63,9 @@ const PYTHON = [
   "an event: poll IN|RDNORM, select r, epoll IN",
   "read 12 bytes: poll 0, select -, epoll 0",
   "nothing: b''",
+  "sequence and sender (1, 153) poll IN|RDNORM, select r, epoll IN",
+  "sequence and sender (2, 153) poll IN|RDNORM, select r, epoll IN",
+  "sequence and sender (1, 4) poll 0, select -, epoll 0",
   "a copy: poll OUT, select w, epoll OUT",
   "a copy: poll 0, select -, epoll 0",
 ];

@@ -44,6 +44,10 @@ export interface FileOps {
   mmap?(f: File, vma: Vma): Errno | undefined;
   /** POLL* bits that hold now; a change wakes `f.pollQueue`. */
   poll?(f: File): number;
+  /** What reads with room enough would give one after the other, at most so many: for who shows it to readers of its own. */
+  packets?(f: File, most: number): Uint8Array[];
+  /** The first `n` of those were read elsewhere. */
+  packetsRead?(f: File, n: number): void;
   /** The new position; stores it in `f.pos` itself. Absent: ESPIPE. */
   llseek?(f: File, offset: bigint, whence: number): Step<bigint | Errno>;
   fsync?(f: File): Step<Errno | undefined>;

@@ -118,10 +118,27 @@ export class IommufdVeventq extends IommufdEventq {
     return transferred(done, e);
   }
 
+  /** What reads of one event each would give, at most `most` of them. */
+  packets(most: number): Uint8Array[] {
+    const all: Uint8Array[] = [];
+    for (const { sequence, data } of this.#deliver) {
+      if (all.length >= most) break;
+      const packet = new Uint8Array(HEADER + (data?.length ?? 0));
+      packet.set(header(sequence, data));
+      if (data !== undefined) packet.set(data, HEADER);
+      all.push(packet);
+    }
+    return all;
+  }
+
+  /** The first `n` were read past `read`. */
+  packetsRead(n: number): void {
+    for (let i = 0; i < n; i++) if (this.#deliver.shift()?.data !== undefined) this.#events--;
+  }
+
   #copy(buf: bigint, sequence: number, data: Uint8Array | undefined): boolean {
     const { kernel } = this.ctx;
-    const header = IommufdVeventHeader.alloc({ flags: data === undefined ? IOMMU_VEVENTQ_FLAG_LOST_EVENTS : 0, sequence });
-    if (copyToUser(kernel, buf, header.bytes) > 0) return false;
+    if (copyToUser(kernel, buf, header(sequence, data)) > 0) return false;
     return data === undefined || copyToUser(kernel, buf + BigInt(HEADER), data) === 0;
   }
 
@@ -144,6 +161,9 @@ export class IommufdVeventq extends IommufdEventq {
   }
 }
 
+const header = (sequence: number, data: Uint8Array | undefined): Uint8Array =>
+  IommufdVeventHeader.alloc({ flags: data === undefined ? IOMMU_VEVENTQ_FLAG_LOST_EVENTS : 0, sequence }).bytes;
+
 const veventqFops: FileOps = {
   ...eventqFops,
   name: "iommufd-veventq",
@@ -151,6 +171,9 @@ const veventqFops: FileOps = {
   *read(f, buf, count) {
     return (f.privateData as IommufdVeventq).read(buf, count);
   },
+
+  packets: (f, most) => (f.privateData as IommufdVeventq).packets(most),
+  packetsRead: (f, n) => (f.privateData as IommufdVeventq).packetsRead(n),
 };
 
 /**
