@@ -1,8 +1,9 @@
-/** `npm run conformance -- [golden|hostile|iommu|p2p|pagetables|selftests|stress] [options]`: all but those that take minutes or fetch something when none is named. */
+/** `npm run conformance -- [golden|hostile|iommu|negotiate|p2p|pagetables|selftests|stress] [options]`: all but those that take minutes or fetch something when none is named. */
 import * as dpor from "./dpor.ts";
 import * as golden from "./golden.ts";
 import * as hostile from "./hostile.ts";
 import * as iommu from "./iommu.ts";
+import * as negotiate from "./negotiate.ts";
 import * as p2p from "./p2p_run.ts";
 import * as pagetables from "./pagetables.ts";
 import * as selftests from "./selftests.ts";
@@ -10,7 +11,7 @@ import * as stress from "./stress.ts";
 
 const suites: Readonly<Record<string, { run(args: string[]): number | Promise<number> }>> = { dpor, golden, hostile, p2p, pagetables };
 /** Only when they are named: they fetch a source, or take minutes and judge the machine as well. */
-const onDemand: typeof suites = { iommu, selftests, stress };
+const onDemand: typeof suites = { iommu, negotiate, selftests, stress };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {

@@ -20,9 +20,12 @@ import { BYTES, EXPORTERS, type Exported, type ExporterName, IMPORTERS, type Imp
 
 /** A sequence that went wrong, with what to run it again by. */
 export class SequenceFailed extends Error {
+  readonly seed: number;
+
   constructor(seed: number, log: readonly string[], problem: string) {
     super(`sequence ${seed}: ${problem}\n${log.map((l) => `  ${l}`).join("\n")}`);
     this.name = "SequenceFailed";
+    this.seed = seed;
   }
 }
 
