@@ -1,4 +1,9 @@
+<<<<<<< HEAD
 /** `npm run conformance -- [golden|hostile|iommu|negotiate|p2p|pagetables|selftests|stress] [options]`: all but those that take minutes or fetch something when none is named. */
+=======
+/** `npm run conformance -- [compatibility|golden|hostile|iommu|p2p|pagetables|selftests|stress] [options]`: all but those that take minutes or fetch something when none is named. */
+import * as compatibility from "./compatibility.ts";
+>>>>>>> b609318 (docs: compatibility, made from the code)
 import * as dpor from "./dpor.ts";
 import * as golden from "./golden.ts";
 import * as hostile from "./hostile.ts";
@@ -9,7 +14,14 @@ import * as pagetables from "./pagetables.ts";
 import * as selftests from "./selftests.ts";
 import * as stress from "./stress.ts";
 
-const suites: Readonly<Record<string, { run(args: string[]): number | Promise<number> }>> = { dpor, golden, hostile, p2p, pagetables };
+const suites: Readonly<Record<string, { run(args: string[]): number | Promise<number> }>> = {
+  compatibility,
+  dpor,
+  golden,
+  hostile,
+  p2p,
+  pagetables,
+};
 /** Only when they are named: they fetch a source, or take minutes and judge the machine as well. */
 const onDemand: typeof suites = { iommu, negotiate, selftests, stress };
 

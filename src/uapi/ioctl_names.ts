@@ -126,6 +126,12 @@ const COMMANDS: Readonly<Record<DescriptorKind, ReadonlyMap<number, Named>>> = {
   }),
 };
 
+/** Every kind of descriptor that has commands. */
+export const DESCRIPTOR_KINDS: readonly DescriptorKind[] = Object.keys(COMMANDS) as DescriptorKind[];
+
+/** The commands of a kind, by number. */
+export const commandsOf = (kind: DescriptorKind): ReadonlyMap<number, Named> => COMMANDS[kind];
+
 /** An iommufd in place of a container understands the container's commands, too. */
 const FALLBACK: { readonly [Kind in DescriptorKind]?: DescriptorKind } = { iommufd: "vfio-container" };
 
@@ -153,7 +159,7 @@ export function ioctlName(cmd: number, kind?: DescriptorKind): string {
 }
 
 /** What `data` of VFIO_DEVICE_FEATURE is, for each feature. */
-const FEATURES: ReadonlyMap<number, Named> = byValue(vfio, {
+export const FEATURES: ReadonlyMap<number, Named> = byValue(vfio, {
   VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: null,
   VFIO_DEVICE_FEATURE_MIGRATION: vfio.VfioDeviceFeatureMigration,
   VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE: vfio.VfioDeviceFeatureMigState,

@@ -315,8 +315,12 @@ const TEST_MEMBER: ReadonlyMap<number, string> = new Map([
 ]);
 
 function meantOfUnion(struct: AnyStruct, members: Readonly<Record<string, unknown>>): string | undefined {
-  if (struct !== selftest.IommuTestCmd) return struct.union[0];
-  const op = members.op as number;
+  return struct === selftest.IommuTestCmd ? testMember(members.op as number) : struct.union[0];
+}
+
+/** The member of IommuTestCmd's union that an operation takes; undefined: none. */
+export function testMember(op: number): string | undefined {
+  const struct = selftest.IommuTestCmd;
   const sameName = describeMember(struct, "op", op)?.replace("IOMMU_TEST_OP_", "").toLowerCase() ?? "";
   return TEST_MEMBER.get(op) ?? (struct.union.includes(sameName) ? sameName : undefined);
 }

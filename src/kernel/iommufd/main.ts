@@ -104,6 +104,10 @@ const COMMANDS = IOMMUFD_CMD_IOAS_NOIOMMU_GET_PA - IOMMUFD_CMD_BASE + 1;
 const TEST_COMMANDS = (IOMMU_TEST_CMD & 0xff) - IOMMUFD_CMD_BASE + 1;
 const table: (Op | undefined)[] = new Array<Op | undefined>(TEST_COMMANDS).fill(undefined);
 
+/** Every command: its number, its structure, and how many bytes of that a caller must give at least. */
+export const iommufdCommands = (): { readonly cmd: number; readonly struct: AnyStruct; readonly minSize: number }[] =>
+  table.filter((op) => op !== undefined);
+
 function add<S extends AnyStruct>(cmd: number, struct: S, lastMember: string, execute: UcmdHandler<ReturnType<S["over"]>>): void {
   const minSize = (struct.offsets[lastMember] ?? Number.NaN) + (struct.widths[lastMember] ?? Number.NaN);
   if (Number.isNaN(minSize)) throw new RangeError(`${struct.name} has no member ${lastMember}`);
