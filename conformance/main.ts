@@ -1,9 +1,7 @@
-<<<<<<< HEAD
-/** `npm run conformance -- [golden|hostile|iommu|negotiate|p2p|pagetables|selftests|stress] [options]`: all but those that take minutes or fetch something when none is named. */
-=======
-/** `npm run conformance -- [compatibility|golden|hostile|iommu|p2p|pagetables|selftests|stress] [options]`: all but those that take minutes or fetch something when none is named. */
+/**
+ * `npm run conformance -- [SUITE] [options]`: one suite, or all but those that take minutes or fetch something.
+ */
 import * as compatibility from "./compatibility.ts";
->>>>>>> b609318 (docs: compatibility, made from the code)
 import * as dpor from "./dpor.ts";
 import * as golden from "./golden.ts";
 import * as hostile from "./hostile.ts";
