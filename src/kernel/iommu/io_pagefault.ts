@@ -205,12 +205,12 @@ export function reportDeviceFault(dev: Device, request: PageRequest): Errno | un
   const last = (flags & PAGE_REQUEST_LAST_PAGE) !== 0;
   if (kernel.trace.on) kernel.trace.emit({ type: "iommu.page_request", device: dev.name, pasid, grpid, addr, perm, last });
   const found = findFaultHandler(dev, request);
-  if (found === undefined) {
+  const param = dev.faultParam;
+  // In no queue, though a domain with a handler is attached: a PASID of a device that has none, which no driver was told of.
+  if (found === undefined || param === undefined) {
     pageResponse(dev, request, "invalid");
     return EINVAL;
   }
-  const param = dev.faultParam;
-  if (param === undefined) throw new KernelBug(`${dev.name}: a domain that handles page requests is attached, and no queue takes them`);
   if (!last) {
     if (kernel.fault.slab("iopf_fault")) return ENOMEM;
     param.partial.push(request);

@@ -143,11 +143,11 @@ export class IommufdFault extends IommufdEventq {
     return undefined;
   }
 
-  /** Answers "invalid" to every group that came through `handle`, or through any. */
+  /** Answers "invalid" to every group that came through `handle`, or through any: first what waits to be read, then by cookie. */
   answerInvalid(handle?: AttachHandle): void {
     const ours = (g: IopfGroup): boolean => handle === undefined || g.handle === handle;
     for (const group of this.deliver.extract(ours)) answer(group, "invalid");
-    for (const [cookie, group] of [...this.response]) {
+    for (const [cookie, group] of [...this.response].sort(([a], [b]) => a - b)) {
       if (!ours(group)) continue;
       this.#erase(cookie);
       answer(group, "invalid");

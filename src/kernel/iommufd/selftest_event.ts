@@ -27,8 +27,11 @@ export function* triggerIopf(ctx: IommufdCtx, cmd: TestCmd["trigger_iopf"]): Ste
     if (!(dev instanceof MockDevice)) return EINVAL;
     const flags = PAGE_REQUEST_LAST_PAGE | (pasid === IOMMU_NO_PASID ? 0 : PAGE_REQUEST_PASID_VALID);
     yield* dev.iopfRwsem.downRead();
-    reportDeviceFault(dev, { flags, pasid, grpid, perm, addr });
-    dev.iopfRwsem.upRead();
+    try {
+      reportDeviceFault(dev, { flags, pasid, grpid, perm, addr });
+    } finally {
+      dev.iopfRwsem.upRead();
+    }
     return undefined;
   } finally {
     putObject(ctx, idev);

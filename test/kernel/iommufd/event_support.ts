@@ -34,6 +34,14 @@ export function parseEvents(bytes: Uint8Array): (readonly [sequence: number, vir
 
 export class EventRig extends SelftestRig {
   readonly buf: bigint = this.user(0x4000);
+  /** Nothing can be accessed in the page here; all can, in the one before it. */
+  readonly hole: bigint = this.#beforeHole();
+
+  #beforeHole(): bigint {
+    const at = this.user(0x2000);
+    ok(this.run(this.process.sys.mprotect(at + 0x1000n, 0x1000n, u.PROT_NONE)) ?? 0);
+    return at + 0x1000n;
+  }
 
   /** A fault queue and its descriptor. */
   faultQueue(): { id: number; fd: number } {

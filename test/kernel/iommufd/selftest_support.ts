@@ -100,6 +100,8 @@ export class SelftestRig extends IommufdRig {
 
   /** The devices' driver lets go and the process ends; nothing may be left. */
   finish(): void {
+    const i = rigs.indexOf(this);
+    if (i >= 0) rigs.splice(i, 1);
     this.check();
     for (const idev of this.#bound) {
       this.detach(idev);
