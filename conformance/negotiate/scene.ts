@@ -103,17 +103,17 @@ export class PairScene {
   #nextGpa = 0x1_0000_0000n;
   #nextIova = 0x1000_0000n;
   #vfioOffset = 0n;
-  readonly #engine: VfioDevice;
+  readonly engine: VfioDevice;
   readonly #ioas: Ioas;
 
   constructor(interconnect: InterconnectKind = "negotiated") {
     this.host = EmbeddedHost.boot(machine(interconnect), { onKernel: openLedger });
     this.iommufd = this.host.openIommufd();
-    this.#engine = this.host.openDevice(ENGINE).bind(this.iommufd);
+    this.engine = this.host.openDevice(ENGINE).bind(this.iommufd);
     this.peer = this.host.openDevice(MEMORY).bind(this.iommufd);
     this.#ioas = this.iommufd.allocIoas();
-    this.#engine.attach(this.#ioas);
-    this.#engine.setBusMaster(true);
+    this.engine.attach(this.#ioas);
+    this.engine.setBusMaster(true);
     this.peer.setMemoryEnabled(true);
     this.guest = new GuestMemory(this.host.kernel);
     const vramDev = this.pdev(VRAM);
@@ -163,6 +163,12 @@ export class PairScene {
         return { ...this.#byFd(must(dmaBufFd(this.host.os.process, dmabuf, O_CLOEXEC))), take: move, give: () => {} };
       }
     }
+  }
+
+  /** A descriptor of the program's for a buffer. */
+  handleOf(dmabuf: DmaBuf): DmaBufHandle {
+    dmabuf.file.get();
+    return new DmaBufHandle(this.host.os, must(dmaBufFd(this.host.os.process, dmabuf, O_CLOEXEC)));
   }
 
   #vfioPages(n: bigint): bigint {

@@ -5,7 +5,7 @@ import type { IommuDescription } from "../../../src/kernel/iommu/iommu.ts";
 import { openLedger } from "../../../src/kernel/iommu/ledger.ts";
 import { checkInvariants } from "../../../src/kernel/iommufd/check.ts";
 import { iommufdInit } from "../../../src/kernel/iommufd/main.ts";
-import { Kernel } from "../../../src/kernel/kernel.ts";
+import { type InterconnectKind, Kernel } from "../../../src/kernel/kernel.ts";
 import type { PciDev } from "../../../src/kernel/pci/pci_dev.ts";
 import {
   type BarMemory,
@@ -105,6 +105,7 @@ export interface BenchOptions {
   readonly params?: VfioPciParams;
   readonly bind?: boolean;
   readonly iommu?: Partial<IommuDescription> | "none";
+  readonly interconnect?: InterconnectKind;
 }
 
 const benches: Bench[] = [];
@@ -113,7 +114,7 @@ afterEach(() => {
 });
 
 export class Bench {
-  readonly kernel: Kernel = new Kernel();
+  readonly kernel: Kernel;
   readonly process: Process;
   readonly events: TraceEvent[] = [];
   readonly bdfs: string[];
@@ -122,7 +123,8 @@ export class Bench {
   #leaksExpected = false;
 
   constructor(options: BenchOptions = {}) {
-    const k = this.kernel;
+    const k = new Kernel(options.interconnect);
+    this.kernel = k;
     k.trace.listen((r) => this.events.push(r.event));
     openLedger(k);
     if (options.iommu !== "none") k.iommu.addUnit({ kind: "intel-legacy", ...options.iommu });
@@ -287,6 +289,7 @@ export class Bench {
     f.flags = V.VFIO_DEVICE_FEATURE_GET | V.VFIO_DEVICE_FEATURE_DMA_BUF;
     const b = V.VfioDeviceFeatureDmaBuf.over(bytes, head);
     b.region_index = region;
+    b.open_flags = O_RDWR;
     b.nr_ranges = 1;
     const r = V.VfioRegionDmaRange.over(bytes, head + fixed);
     r.offset = offset;
