@@ -11,7 +11,7 @@ import { EFAULT, EINVAL, Errno, ESPIPE } from "../../../src/lib/errno.ts";
 import * as u from "../../../src/uapi/index.ts";
 import { EventRig, FAULT_SIZE, LAST, PASID } from "./event_support.ts";
 
-const RUNS = Number(process.env.BARLINK_FAULT_RUNS ?? 120);
+const RUNS = Number(process.env.BARLINK_FAULT_RUNS ?? 60);
 const RESPONSE = u.IommuHwptPageResponse.size;
 const PASIDS = [0, 1, 2, u.IOMMU_TEST_PASID_RESERVED] as const;
 /** Never an object. */
