@@ -90,7 +90,8 @@ export class MockDevice extends Device {
   }
 
   get maxPasids(): number {
-    return (this.flags & MOCK_FLAGS_DEVICE_PASID) === 0 ? 0 : 2 ** MOCK_PASID_WIDTH;
+    // A width of no bits, as its firmware property says without the flag, is one PASID: that of requests without any.
+    return (this.flags & MOCK_FLAGS_DEVICE_PASID) === 0 ? 1 : 2 ** MOCK_PASID_WIDTH;
   }
 
   get dirtyTracking(): boolean {
