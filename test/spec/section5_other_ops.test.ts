@@ -29,7 +29,9 @@ import {
   IommuOption,
   IommuViommuAlloc,
 } from "../../src/uapi/index.ts";
+import { START } from "../kernel/iommufd/selftest_support.ts";
 import { FIXED, IommufdRig, ok, RW } from "../kernel/iommufd/support.ts";
+import { ViommuRig } from "../kernel/iommufd/viommu_support.ts";
 
 const AT = 0x10000n;
 const READ = 4;
@@ -246,6 +248,17 @@ describe("options", () => {
     r.process.creds.capabilities.delete("CAP_SYS_RESOURCE");
     expect(option({ option_id: 0, op: 0, val64: 1n })).toBe(EPERM);
   });
+});
+
+test("§5 row 10: a hardware queue over device memory", () => {
+  const v = new ViommuRig();
+  const viommu = ok(v.viommu());
+  const flags = RW | FIXED;
+  ok(v.mapFile({ ioas_id: v.ioas, fd: v.dmabuf(0x1000n), length: 0x1000n, iova: START, flags }));
+  expect(v.hwQueue(viommu)).toBe(EINVAL);
+  expect(v.unmap(v.ioas, START, 0x1000n)).toBe(0x1000n);
+  v.memoryAt(START, 0x1000);
+  expect(v.hwQueue(viommu)).toBeGreaterThan(0);
 });
 
 describe("what a unit lacks", () => {
