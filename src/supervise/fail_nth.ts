@@ -8,6 +8,7 @@
  *
  * Source: fs/proc/base.c.
  */
+import { statAt } from "../host/index.ts";
 import { openTaskFault, type TaskFaultFile } from "../kernel/fs/fail_nth.ts";
 import { ENOENT, Errno } from "../lib/errno.ts";
 import type { Step, Task } from "../sched/task.ts";
@@ -17,10 +18,11 @@ import * as sys from "./numbers.ts";
 import type { Core } from "./supervisor.ts";
 import { answer, type Handler, type Outcome, type TrappedCall, type When } from "./types.ts";
 
+const AT_FDCWD = -100;
 const PATH = /^\/+proc\/+(self|thread-self|\d+)(?:\/+task\/+(\d+))?\/+(fail-nth|make-it-fail)$/;
 
-/** Longest read or write of these files that is served; any other would meet an empty file. */
-const LONGEST = 4096;
+/** Longest read or write of these files that is served, past what any tool asks for; a longer one would meet an empty file. */
+const LONGEST = 1 << 20;
 
 export function registerFailNth(core: Core): void {
   const opens: [nr: number, path: number, flags: number][] = [
@@ -64,10 +66,11 @@ function* open(core: Core, call: TrappedCall, path: string | Errno, flags: numbe
   return file instanceof Errno ? answer(file) : { kind: "file", file, flags };
 }
 
-/** The thread that a path names: a process's leader, or the one of that number. */
+/** The thread of the program that a path names: a process's leader, or the one of that number. */
 function taskOf(core: Core, call: TrappedCall, who: string, tid: string | undefined): Task | undefined {
   const pid = who === "self" || who === "thread-self" ? call.pid : Number(who);
   const number = tid !== undefined ? Number(tid) : who === "thread-self" ? call.tid : pid;
-  const task = core.registry.thread(number);
-  return task === undefined || (tid !== undefined && task.process.pid !== pid) ? undefined : task.task;
+  // Whoever is asked for by number is met, so it must be one of the program's.
+  if (core.process(pid) === undefined || statAt(AT_FDCWD, `/proc/${pid}/task/${number}`) instanceof Errno) return undefined;
+  return core.registry.thread(number)?.task;
 }

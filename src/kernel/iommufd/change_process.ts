@@ -8,7 +8,7 @@
  * id order, under the creation lock that keeps new ones out.
  * Source: drivers/iommu/iommufd/ioas.c.
  */
-import { EBUSY, EINVAL, EOPNOTSUPP, type Errno } from "../../lib/errno.ts";
+import { EBUSY, EINVAL, ENOMEM, EOPNOTSUPP, type Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import type { IommuIoasChangeProcess } from "../../uapi/iommufd.ts";
@@ -31,6 +31,7 @@ export function* changeProcess(ucmd: Ucmd, cmd: ViewOf<typeof IommuIoasChangePro
       o.users++;
       yield* o.iopt.iovaSem.downWrite(true);
       locked.push(o);
+      if (ctx.kernel.fault.slab("entry of ioas_list")) return ENOMEM;
     }
     return move(locked, PagesSource.of(ctx.kernel.current));
   } finally {

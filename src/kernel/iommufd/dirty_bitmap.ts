@@ -11,7 +11,7 @@
 import { PAGE_MASK_N, PAGE_SIZE } from "../../lib/addr.ts";
 import type { DirtyRecorder } from "../iommu/domain.ts";
 import type { Kernel } from "../kernel.ts";
-import { copyFromUser, copyToUser } from "../mm/user_memory.ts";
+import { copyFromPinned, copyToPinned } from "../mm/user_memory.ts";
 
 export class DirtyBitmap implements DirtyRecorder {
   readonly #kernel: Kernel;
@@ -54,7 +54,7 @@ export class DirtyBitmap implements DirtyRecorder {
   /** Writes back what is not yet. To be called once all is recorded. */
   flush(): void {
     if (this.#broken || this.#from >= this.#to) return;
-    this.#broken = copyToUser(this.#kernel, this.#page + BigInt(this.#from), this.#bytes.subarray(this.#from, this.#to)) > 0;
+    this.#broken = copyToPinned(this.#kernel, this.#page + BigInt(this.#from), this.#bytes.subarray(this.#from, this.#to)) > 0;
     this.#from = PAGE_SIZE;
     this.#to = 0;
   }
@@ -64,7 +64,7 @@ export class DirtyBitmap implements DirtyRecorder {
     if (address === this.#page) return true;
     this.flush();
     this.#page = address;
-    this.#broken ||= copyFromUser(this.#kernel, this.#bytes, address) > 0;
+    this.#broken ||= copyFromPinned(this.#kernel, this.#bytes, address) > 0;
     return !this.#broken;
   }
 

@@ -11,7 +11,7 @@
  */
 
 import { U64_MAX } from "../../lib/addr.ts";
-import { EINVAL, EOPNOTSUPP, EOVERFLOW, Errno } from "../../lib/errno.ts";
+import { EINVAL, EOPNOTSUPP, EOVERFLOW, Errno, ENOMEM } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import {
@@ -196,6 +196,7 @@ export function* hwptGetDirtyBitmap(ucmd: Ucmd, cmd: ViewOf<typeof IommuHwptGetD
     try {
       const { dirtyOps } = hwpt.domain;
       if (dirtyOps === undefined) return EOPNOTSUPP;
+      if (ctx.kernel.fault.slab("iova_bitmap") || ctx.kernel.fault.page("list of pages")) return ENOMEM;
       const bitmap = new DirtyBitmap(ctx.kernel, cmd.iova, cmd.page_size, cmd.data);
       for (const p of iopt.contiguous(cmd.iova, cmd.iova + cmd.length - 1n).parts) {
         if (dirtyOps.readAndClearDirty(p.first, p.last - p.first + 1n, cmd.flags, bitmap) !== undefined) break;

@@ -72,6 +72,16 @@ export function copyToUser(k: Kernel, dst: bigint, src: Uint8Array): number {
   return k.fault.userCopy() ? src.length : currentMm(k).memory.write(dst, src);
 }
 
+/** Fills `dst` by way of pages that are pinned for it, which cannot be made to fail; returns the bytes NOT copied. */
+export function copyFromPinned(k: Kernel, dst: Uint8Array, src: bigint): number {
+  return currentMm(k).memory.read(src, dst);
+}
+
+/** Copies `src` the same way. */
+export function copyToPinned(k: Kernel, dst: bigint, src: Uint8Array): number {
+  return currentMm(k).memory.write(dst, src);
+}
+
 /**
  * Reads a versioned struct of which the caller says it is `usize` bytes long.
  * Shorter than this kernel's: the rest is zeros. Longer: E2BIG unless the rest

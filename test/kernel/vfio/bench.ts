@@ -108,9 +108,9 @@ export interface BenchOptions {
   readonly interconnect?: InterconnectKind;
 }
 
-const benches: Bench[] = [];
+const benches: Set<Bench> = new Set();
 afterEach(() => {
-  for (const b of benches.splice(0)) b.finish();
+  for (const b of benches) b.finish();
 });
 
 export class Bench {
@@ -149,7 +149,7 @@ export class Bench {
     if (at instanceof Errno) throw at;
     this.#scratch = at;
     this.iommufd = this.ok(this.process.sys.open("/dev/iommu", O_RDWR));
-    benches.push(this);
+    benches.add(this);
   }
 
   /** Runs a call of the process, and what it set off. */
@@ -409,6 +409,7 @@ export class Bench {
 
   /** The process ends, with everything in order until then; nothing may be left. */
   finish(): void {
+    benches.delete(this);
     checkInvariants(this.kernel);
     if (!this.process.exited) this.run(this.process.exit());
     this.settle();
