@@ -14,6 +14,7 @@ import { expect } from "vitest";
 import type { FaultPoint } from "../../src/kernel/fault_inject.ts";
 import { checkInvariants } from "../../src/kernel/iommufd/check.ts";
 import type { Kernel } from "../../src/kernel/kernel.ts";
+import { VfioSubsystem } from "../../src/kernel/vfio/vfio_main.ts";
 import { EFAULT, EINVAL, ENFILE, ENOENT, ENOMEM, Errno } from "../../src/lib/errno.ts";
 
 /** Something that is run on a stage: the errno of the call that failed, anything else for success. */
@@ -36,6 +37,28 @@ const ERRNOS: ReadonlySet<Errno> = new Set([ENOMEM, EFAULT, EINVAL, ENOENT, ENFI
 /** No scenario has as many points. */
 const ENDLESS = 2000;
 
+/** What a kernel holds when everything is closed: whatever is set up once, and nothing of what failed. */
+function residue({ frames, fs, iommu, modules, moduleState, sched }: Kernel): Record<string, number> {
+  const groups = [...iommu.groups.values()];
+  const vfio = [...moduleState.values()].find((s) => s instanceof VfioSubsystem);
+  return {
+    domains: iommu.liveDomains,
+    groups: groups.length,
+    "claims of groups": groups.reduce((n, g) => n + g.ownerCount, 0),
+    "devices behind units": groups.reduce((n, g) => n + g.devices.length, 0),
+    frames: frames.live,
+    "page caches": fs.pageCaches,
+    "open files": fs.openFiles,
+    mms: fs.liveMms,
+    "eventfd contexts": fs.eventfds,
+    "charged pages": fs.lockedVm,
+    "references on modules": ["iommufd", "vfio_pci_core", "system_heap", "udmabuf"].reduce((n, m) => n + modules.refcount(m), 0),
+    "registrations of devices": [...(vfio?.devices ?? [])].reduce((n, d) => n + d.registrations, 0),
+    "opens of devices": [...(vfio?.devices ?? [])].reduce((n, d) => n + d.openCount, 0),
+    tasks: sched.liveTasks().length,
+  };
+}
+
 export interface Swept {
   /** Points of a run in which nothing fails, in order. */
   readonly points: readonly FaultPoint[];
@@ -47,7 +70,7 @@ export interface Swept {
 const inCall = (kernel: Kernel): boolean => kernel.sched.currentOrNone !== undefined;
 
 /** Points of one run that goes well. */
-export function pointsOf<S extends Stage>(makeStage: () => S, scenario: Scenario<S>): FaultPoint[] {
+function pointsOf<S extends Stage>(makeStage: () => S, scenario: Scenario<S>): { points: FaultPoint[]; left: Record<string, number> } {
   const points: FaultPoint[] = [];
   const stage = makeStage();
   scenario.before?.(stage);
@@ -61,12 +84,13 @@ export function pointsOf<S extends Stage>(makeStage: () => S, scenario: Scenario
   scenario.undo?.(stage);
   checkInvariants(stage.kernel);
   stage.finish();
-  return points;
+  return { points, left: residue(stage.kernel) };
 }
 
 function runOnce<S extends Stage>(
   makeStage: () => S,
   scenario: Scenario<S>,
+  left: Record<string, number>,
   fails: (n: number) => boolean,
 ): { errno: Errno | undefined; failed: FaultPoint[] } {
   const stage = makeStage();
@@ -93,21 +117,22 @@ function runOnce<S extends Stage>(
   scenario.undo?.(stage);
   checkInvariants(kernel);
   stage.finish();
+  expect(residue(kernel), `left where ${where} failed`).toEqual(left);
   return { errno, failed };
 }
 
 export function sweep<S extends Stage>(makeStage: () => S, scenario: Scenario<S>): Swept {
-  const points = pointsOf(makeStage, scenario);
+  const { points, left } = pointsOf(makeStage, scenario);
   const errnos: (Errno | undefined)[] = [];
   for (let n = 0; ; n++) {
     expect(n).toBeLessThan(ENDLESS);
-    const one = runOnce(makeStage, scenario, (i) => i === n);
+    const one = runOnce(makeStage, scenario, left, (i) => i === n);
     if (one.failed.length === 0) {
       expect(one.errno).toBeUndefined();
       break;
     }
     errnos.push(one.errno);
-    runOnce(makeStage, scenario, (i) => i >= n);
+    runOnce(makeStage, scenario, left, (i) => i >= n);
   }
   return { points, errnos };
 }

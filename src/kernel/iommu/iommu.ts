@@ -159,6 +159,11 @@ export class IommuSubsystem {
     return this.#requesters.get(rid);
   }
 
+  /** Domains that are not freed. */
+  get liveDomains(): number {
+    return this.#nextDomain - 1 - this.#freeDomainIds.length;
+  }
+
   /** An id no live domain has. */
   getDomainId(): number {
     return this.#freeDomainIds.pop() ?? this.#nextDomain++;

@@ -11,7 +11,7 @@
  */
 
 import { U64_MAX } from "../../lib/addr.ts";
-import { EINVAL, EOPNOTSUPP, EOVERFLOW, Errno, ENOMEM } from "../../lib/errno.ts";
+import { EINVAL, ENOMEM, EOPNOTSUPP, EOVERFLOW, Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
 import {

@@ -3,7 +3,7 @@
  * of a dma-buf or of a file after another. Points expected by name are those of
  * the functions of Linux that the call runs through.
  */
-import { expect, describe, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { systemHeapInit } from "../../../src/kernel/dma_buf/system_heap.ts";
 import { udmabufInit } from "../../../src/kernel/dma_buf/udmabuf.ts";
 import { EFAULT, ENOMEM, Errno } from "../../../src/lib/errno.ts";
@@ -89,7 +89,17 @@ const cases: Record<string, Case> = {
     },
     act: (b) => b.attach(b.dev, b.io),
     undo: clear,
-    expects: ["copy", "iommufd hwpt_paging", "iommu_domain", "iommufd_attach", "iopt_reserved", "iommu_domain_info", "cache_tag", "entry of domains", "copy"],
+    expects: [
+      "copy",
+      "iommufd hwpt_paging",
+      "iommu_domain",
+      "iommufd_attach",
+      "iopt_reserved",
+      "iommu_domain_info",
+      "cache_tag",
+      "entry of domains",
+      "copy",
+    ],
   },
   "ATTACH_IOMMUFD_PT behind AMD's IOMMU": {
     iommu: { kind: "amd" },
@@ -219,7 +229,7 @@ const cases: Record<string, Case> = {
     undo: clear,
     expects: ["vfio_iommu", "vfio_iommu_group", "vfio_domain", "iommu_domain", "iommu_domain_info", "vfio_iova"],
   },
-  "GET_DEVICE_FD": {
+  GET_DEVICE_FD: {
     before: (b) => b.keep(b.ready()),
     act: (b) => b.keep(b.getDevice(b.fds[0] as number)),
     undo: clear,
@@ -240,7 +250,7 @@ const cases: Record<string, Case> = {
     undo: clear,
     expects: ["iommufd ioas", "entry of objects"],
   },
-  "MAP_DMA": {
+  MAP_DMA: {
     before: (b) => b.keep(b.ready()),
     act: (b) => b.mapDma(AT, b.vaddr, 0x8000n),
     undo: clear,
@@ -319,4 +329,3 @@ describe("with every allocation and every copy failing, one after the other", ()
     expect(errnos.some((e) => e === ENOMEM || e === EFAULT)).toBe(true);
   });
 });
-
