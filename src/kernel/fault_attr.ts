@@ -98,6 +98,8 @@ interface GfpFilter {
   ignoreWait: boolean;
   ignoreHighmem: boolean;
   minOrder: number;
+  /** Only caches that are marked; none is. */
+  cacheFilter: boolean;
 }
 
 /** One seed: the core has no randomness, and a run replays. */
@@ -108,8 +110,8 @@ export class FaultKnobs {
   readonly failPageAlloc: FaultAttr = new FaultAttr("fail_page_alloc");
   readonly failUsercopy: FaultAttr = new FaultAttr("fail_usercopy");
   readonly failIommufd: FaultAttr = new FaultAttr("fail_iommufd");
-  readonly slabFilter: GfpFilter = { ignoreWait: true, ignoreHighmem: false, minOrder: 0 };
-  readonly pageFilter: GfpFilter = { ignoreWait: true, ignoreHighmem: true, minOrder: 1 };
+  readonly slabFilter: GfpFilter = { ignoreWait: true, ignoreHighmem: false, minOrder: 0, cacheFilter: false };
+  readonly pageFilter: GfpFilter = { ignoreWait: true, ignoreHighmem: true, minOrder: 1, cacheFilter: false };
   readonly #kernel: Kernel;
   readonly #changed: () => void;
   readonly #rng: Rng = new Rng(SEED);
@@ -157,7 +159,7 @@ export class FaultKnobs {
     const f = point.name === "failslab" ? this.slabFilter : point.name === "fail_page_alloc" ? this.pageFilter : undefined;
     if (f === undefined) return false;
     if (point.name === "fail_page_alloc" && point.size < 2 ** f.minOrder) return true;
-    return (f.ignoreHighmem && point.highmem) || (f.ignoreWait && point.mayWait);
+    return f.cacheFilter || (f.ignoreHighmem && point.highmem) || (f.ignoreWait && point.mayWait);
   }
 
   #report(a: FaultAttr): void {
@@ -168,7 +170,7 @@ export class FaultKnobs {
 
   /** The directories of debugfs and what is in them. */
   directories(): { readonly name: FaultName; readonly knobs: readonly Knob[] }[] {
-    const flag = (name: string, filter: GfpFilter, key: "ignoreWait" | "ignoreHighmem"): Knob => ({
+    const flag = (name: string, filter: GfpFilter, key: "ignoreWait" | "ignoreHighmem" | "cacheFilter"): Knob => ({
       name,
       kind: "bool",
       get: () => filter[key],
@@ -178,7 +180,7 @@ export class FaultKnobs {
     });
     const { pageFilter } = this;
     const extra: Partial<Record<FaultName, readonly Knob[]>> = {
-      failslab: [flag("ignore-gfp-wait", this.slabFilter, "ignoreWait")],
+      failslab: [flag("ignore-gfp-wait", this.slabFilter, "ignoreWait"), flag("cache-filter", this.slabFilter, "cacheFilter")],
       fail_page_alloc: [
         flag("ignore-gfp-wait", pageFilter, "ignoreWait"),
         flag("ignore-gfp-highmem", pageFilter, "ignoreHighmem"),

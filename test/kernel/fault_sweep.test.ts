@@ -174,6 +174,15 @@ const cases: Record<string, Case> = {
     undo: clear,
     expects: ["iopt_pages_list", "iopt_area", "batch", "page table"],
   },
+  "IOAS_COPY of two areas": {
+    before: (r) => {
+      mapped(r);
+      ok(r.mapOn(r.plain, { iova: START + LENGTH, flags: RW | FIXED }));
+    },
+    act: (r) => r.copy({ src_ioas_id: r.plain, dst_ioas_id: r.ioas, src_iova: r.iova, length: 2n * LENGTH }),
+    undo: clear,
+    expects: ["iopt_pages_list", "iopt_pages_list", "iopt_area", "iopt_area", "batch", "batch"],
+  },
   "IOAS_COPY of a revoked dma-buf": {
     before: (r) => {
       withDmabuf(r);
@@ -260,8 +269,11 @@ const cases: Record<string, Case> = {
     undo: clear,
     expects: ["iommufd hwpt_paging", "iommu_domain", "batch", "entry of pasid_array"],
   },
-  "HWPT_ALLOC with dirty tracking": {
-    before: (r) => mappedInDomains(r),
+  "HWPT_ALLOC with dirty tracking, where two areas are": {
+    before: (r) => {
+      mappedInDomains(r);
+      ok(r.mapOn(r.ioas, { iova: START + LENGTH, flags: RW | FIXED }));
+    },
     act: (r) => r.id(r.hwpt(r.idev, r.ioas, { flags: u.IOMMU_HWPT_ALLOC_DIRTY_TRACKING })),
     undo: clear,
     expects: ["iommufd hwpt_paging", "iommu_domain", "iopt_reserved", "entry of domains", "batch", "page table"],
