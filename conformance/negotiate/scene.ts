@@ -16,6 +16,7 @@ import { GpuImport } from "../../src/kernel/dma_buf/importers/gpu.ts";
 import { GuestMemory } from "../../src/kernel/dma_buf/importers/kvm.ts";
 import { MemoryRegion, type RegionForm } from "../../src/kernel/dma_buf/importers/rdma.ts";
 import { type VramBuffer, VramDevice, vramMove } from "../../src/kernel/dma_buf/vram.ts";
+import type { IommuDomain } from "../../src/kernel/iommu/domain.ts";
 import { openLedger } from "../../src/kernel/iommu/ledger.ts";
 import type { InterconnectKind } from "../../src/kernel/kernel.ts";
 import { dmaRead, dmaWrite } from "../../src/kernel/pci/dma.ts";
@@ -128,6 +129,21 @@ export class PairScene {
     const dev = this.host.kernel.pci.devices.get(address);
     if (dev === undefined) throw new RangeError(`the machine has no ${address}`);
     return dev;
+  }
+
+  /** The domain that the engine translates through. */
+  engineDomain(): IommuDomain {
+    const domain = this.pdev(ENGINE).iommuGroup?.domain;
+    if (domain === undefined) throw new RangeError("the engine has no domain");
+    return domain;
+  }
+
+  /** A fresh domain of the engine's unit, in nobody's use. */
+  laterDomain(): IommuDomain {
+    const dev = this.pdev(ENGINE);
+    const unit = dev.iommuUnit;
+    if (unit === undefined) throw new RangeError("the engine has no IOMMU");
+    return must(this.run(unit.domainAllocPagingFlags(dev, 0)));
   }
 
   get ioas(): Ioas {
