@@ -70,6 +70,8 @@ export class FakeDevice implements DmaBufDevice {
   }
 
   revoking = 0;
+  decodeFenced = false;
+  readonly fenced: Set<VfioPciDmaBuf> = new Set();
 
   memoryEnabled(): boolean {
     return this.enabled;

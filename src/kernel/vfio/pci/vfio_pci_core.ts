@@ -29,7 +29,6 @@ import type { PermBits } from "./config_perms.ts";
 import type { IoEventfd } from "./ioeventfd.ts";
 import type { VfToken } from "./vf_token.ts";
 import type { VfioPciDmaBuf } from "./vfio_pci_dmabuf.ts";
-import { vfioPciFenced } from "./vfio_pci_dmabuf_negotiated.ts";
 import type { IrqCtx } from "./vfio_pci_intrs.ts";
 
 const MEMORY_LOCK: LockClass = new LockClass("vfio vdev->memory_lock");
@@ -136,6 +135,10 @@ export class VfioPciCoreDevice {
   pmIntxMasked = false;
   /** Revokes under way that have let go of ML to wait; ML(W) to change. */
   revoking = 0;
+  /** Buffers with a mapping in the hands of an importer that did not let go and that only this device can keep out; RESV. */
+  readonly fenced: Set<VfioPciDmaBuf> = new Set();
+  /** Decode is off in the hardware for the sake of an importer that did not let go; ML(W) to change. */
+  decodeFenced = false;
   /** Module parameters, as they were when it was bound. */
   disableIdleD3 = false;
   nointxmask = false;
@@ -188,7 +191,7 @@ export class VfioPciCoreDevice {
   /** A touch of a BAR's page is served; otherwise it is a SIGBUS. ML held. */
   barsReachable(): boolean {
     if (this.pmRuntimeEngaged || this.revoking > 0 || !this.memoryEnabled()) return false;
-    return this.kernel.interconnect === "linux-7.3" || (!vfioPciFenced(this) && this.#decodes());
+    return this.kernel.interconnect === "linux-7.3" || (this.fenced.size === 0 && this.#decodes());
   }
 
   /** The user's own COMMAND.MEMORY, which a VF has only here. */

@@ -69,6 +69,10 @@ export interface DmaBufDevice {
   barsReachable(): boolean;
   /** Revokes under way that have let go of ML to wait; only where mappings are negotiated. */
   revoking: number;
+  /** Buffers with a mapping in the hands of an importer that did not let go and that only this device can keep out; under RESV. Likewise. */
+  readonly fenced: Set<VfioPciDmaBuf>;
+  /** Decode is off in the hardware, for the sake of an importer that did not let go; under ML (write). Likewise. */
+  decodeFenced: boolean;
   /** An error for a BAR that was not claimed and mapped at open. */
   iomapBar(bar: number): Errno | undefined;
   readonly pciOps: {
@@ -84,6 +88,8 @@ export class VfioPciDmaBuf {
   readonly size: bigint;
   readonly physVec: readonly PhysVec[];
   readonly provider: P2pdmaProvider;
+  /** The device that keeps an importer of this buffer out; under RESV. */
+  fencedIn: DmaBufDevice | undefined = undefined;
   /** No map may be made; decided under RESV. */
   revoked = false;
   /** 1 for the exporter, 1 for each scatter-list map. */

@@ -51,12 +51,19 @@ const exporter: NegotiatedExporter = {
   },
 
   fence(dmabuf) {
-    const { vdev } = privOf(dmabuf);
-    if (vdev !== undefined) decodeOff(vdev);
+    const priv = privOf(dmabuf);
+    // Outlives the close of the device, which unlinks the buffer.
+    priv.fencedIn ??= priv.vdev;
+    if (priv.fencedIn === undefined) return;
+    priv.fencedIn.fenced.add(priv);
+    vfioPciKeepFenced(priv.fencedIn);
   },
 
   unfence(dmabuf) {
-    const { vdev } = privOf(dmabuf);
+    const priv = privOf(dmabuf);
+    const vdev = priv.fencedIn;
+    priv.fencedIn = undefined;
+    vdev?.fenced.delete(priv);
     if (vdev === undefined || !vdev.vdev.tryGetRegistration()) return;
     // RESV is held here, and ML comes before it.
     dmabuf.kernel.sched.spawn("vfio dma-buf restore", () => restoreLater(vdev));
@@ -80,21 +87,31 @@ function* contracts(vdev: DmaBufDevice): Generator<NegotiatedBuffer, void, void>
   for (const { dmabuf } of vdev.dmabufs) if (dmabuf.negotiated !== undefined) yield dmabuf.negotiated;
 }
 
-/** Is an importer fenced? Its device's decode is off until it has given everything back. */
-export function vfioPciFenced(vdev: DmaBufDevice): boolean {
-  for (const c of contracts(vdev)) if (c.fenced > 0) return true;
-  return false;
+/**
+ * While an importer of any buffer of the device is fenced, also of one that died
+ * with an earlier open, decode is off in the hardware. ML(W) held, or nobody has
+ * the device yet.
+ */
+export function vfioPciKeepFenced(vdev: DmaBufDevice): void {
+  if (vdev.fenced.size === 0) return;
+  const command = vdev.pdev.configRead(PCI_COMMAND, 2);
+  if ((command & PCI_COMMAND_MEMORY) === 0) return;
+  vdev.pdev.configWrite(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY);
+  vdev.decodeFenced = true;
 }
 
-function decodeOff({ pdev }: DmaBufDevice): void {
-  const command = pdev.configRead(PCI_COMMAND, 2);
-  if ((command & PCI_COMMAND_MEMORY) !== 0) pdev.configWrite(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY);
+/** The user's own wish holds again. */
+function decodeBack(vdev: DmaBufDevice): void {
+  vdev.decodeFenced = false;
+  const command = vdev.pdev.configRead(PCI_COMMAND, 2);
+  vdev.pdev.configWrite(PCI_COMMAND, 2, command | PCI_COMMAND_MEMORY);
 }
 
 /** Buffers of memory that can be reached are live again. ML(W) held. */
 export function* settle(vdev: DmaBufDevice): Step<void> {
-  if (vfioPciFenced(vdev)) decodeOff(vdev);
+  vfioPciKeepFenced(vdev);
   if (!vdev.barsReachable()) return;
+  if (vdev.decodeFenced) decodeBack(vdev);
   for (const c of [...contracts(vdev)]) {
     const { file, kernel } = c.dmabuf;
     if (!file.getActive()) continue;
