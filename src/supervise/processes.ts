@@ -53,6 +53,8 @@ export class Thread {
     this.tid = tid;
     this.process = process;
     this.task = tid === process.pid ? process.thread : process.newThread(`${process.name}/${tid}`);
+    // As fork and clone leave it: the creator's, whichever of its threads that was.
+    if (this.task !== process.thread) this.task.makeItFail = process.thread.makeItFail;
     const links = FdLinks.open(tid);
     this.links = links instanceof Errno ? undefined : links;
     this.hidden = links === EACCES;
@@ -77,6 +79,7 @@ export interface ProcessEvents {
 
 interface ProcInfo {
   readonly tgid: number;
+  readonly ppid: number;
   readonly name: string;
   readonly startTime: string;
 }
@@ -162,6 +165,8 @@ export class Processes {
     if (before !== "" && before === imageOf(info.tgid)) return known;
     this.#dismiss(known);
     const p = this.#make({ ...info, pidfd: known.target.pidfd });
+    p.thread.failNth = known.thread.failNth;
+    p.thread.makeItFail = known.thread.makeItFail;
     this.#events.watch(p.target.pidfd, p);
     this.#events.executed(p);
     return p;
@@ -171,6 +176,7 @@ export class Processes {
     const pidfd = pidfdOpen(info.tgid);
     if (pidfd instanceof Errno) return undefined;
     const p = this.#make({ ...info, pidfd });
+    p.thread.makeItFail = this.#processes.get(info.ppid)?.thread.makeItFail === true;
     this.#events.watch(pidfd, p);
     this.#events.created(p);
     this.onNew(info.tgid, info.startTime);
@@ -237,11 +243,12 @@ function readInfo(tid: number): ProcInfo | undefined {
   try {
     const status = readFileSync(`/proc/${tid}/status`, "latin1");
     const tgid = Number(/^Tgid:\t(\d+)/m.exec(status)?.[1]);
+    const ppid = Number(/^PPid:\t(\d+)/m.exec(status)?.[1]);
     const name = /^Name:\t(.*)/m.exec(status)?.[1] ?? "";
     const stat = readFileSync(`/proc/${tid === tgid ? tid : tgid}/stat`, "latin1");
     // Fields from the third on: 22 is the start time.
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return { tgid, name, startTime: fields[22 - 3] ?? "0" };
+    return { tgid, ppid, name, startTime: fields[22 - 3] ?? "0" };
   } catch {
     return undefined;
   }

@@ -271,3 +271,15 @@ describe("success", () => {
     expect(answers.map((a) => (a as Errno).name)).toEqual(["EINVAL", "EINVAL", "EINVAL"]);
   });
 });
+
+it.each(["vfio_pci_dma_buf", "phys_vec"])(
+  "§2 row 11: no memory for the exporter's %s is ENOMEM, and the device stays free to go",
+  (what) => {
+    const b = new Bench();
+    const fd = b.device();
+    b.kernel.fault.decide((p) => p.what === what);
+    expect((b.exportBar(fd) as Errno).name).toBe("ENOMEM");
+    b.kernel.fault.decide(undefined);
+    expect(b.exportBar(fd)).toBeTypeOf("number");
+  },
+);

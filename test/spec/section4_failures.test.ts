@@ -188,3 +188,22 @@ describe("§4.1 row 19: the IOMMU refuses", () => {
     r.check();
   });
 });
+
+describe("memory runs out", () => {
+  test.each([
+    ["§4.1 row 10: for the pages", "iopt_pages"],
+    ["§4.1 row 11: for the attachment", "dma_buf_attachment"],
+    ["§4.1 row 15: for the area", "iopt_area"],
+    ["§4.1 row 19: for the tracker", "iopt_pages_dmabuf_track"],
+    ["§4.1 row 19: for the batch", "batch"],
+    ["§4.1 row 19: for a page table", "page table"],
+  ])("%s: ENOMEM, and nothing stays", (_row, what) => {
+    const fd = r.dmabuf();
+    r.kernel.fault.decide((p) => p.what === what);
+    expect(at(fd)).toBe(ENOMEM);
+    r.kernel.fault.decide(undefined);
+    nothingLeft();
+    expect(at(fd)).toBe(AT);
+    r.check();
+  });
+});

@@ -94,6 +94,13 @@ print(name(lambda: os.open("/proc/1/fail-nth", os.O_RDONLY)), name(lambda: os.op
     expect(out).toBe("0\n0\n0\n0\nENOENT ENOENT\n");
   });
 
+  it("is kept by exec, and make-it-fail by children too", () => {
+    expect(
+      shell(`echo 1 > /proc/self/make-it-fail; cat /proc/$$/make-it-fail
+echo 1 > /proc/$$/make-it-fail; sh -c 'cat /proc/self/make-it-fail; echo 9 > /proc/$$/fail-nth; exec cat /proc/self/fail-nth'`),
+    ).toBe("1\n1\n9\n");
+  });
+
   it("starts at 0 in a child, and does not fail the parent for it", () => {
     const out = python(`${prelude}
 os.pwrite(nth, b"2", 0)
