@@ -5,7 +5,7 @@ import { IommuFault } from "../../src/kernel/iommu/iommu.ts";
 import { vfioPciDmaBufMove } from "../../src/kernel/vfio/pci/vfio_pci_dmabuf.ts";
 import { EFAULT, EINVAL, ENODEV, Errno } from "../../src/lib/errno.ts";
 import type { Step } from "../../src/sched/task.ts";
-import { O_RDWR, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from "../../src/uapi/index.ts";
+import { O_RDONLY, O_RDWR, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from "../../src/uapi/index.ts";
 import { IOMMU_IOAS_ALLOC, IOMMU_IOAS_MAP_FILE, IommuIoasAlloc, IommuIoasMapFile } from "../../src/uapi/iommufd.ts";
 import * as V from "../../src/uapi/vfio.ts";
 import { ok } from "../kernel/iommufd/support.ts";
@@ -38,7 +38,7 @@ class Scene extends Bench {
 describe("an export", () => {
   test("§2 fact 3: the access mode is not enforced: a read-only descriptor maps writable (N12)", () => {
     const s = new Scene();
-    const buf = ok(s.exportBar(s.fd));
+    const buf = ok(s.exportBar(s.fd, 0n, RAM_BYTES, 0, O_RDONLY));
     expect(ok(s.run(s.process.sys.fcntl(buf, 3))) & 3).toBe(0);
     expect(s.writable(ok(s.mapFile(s.ioasId, buf)))).toBe(true);
   });

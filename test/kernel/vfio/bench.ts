@@ -280,7 +280,7 @@ export class Bench {
   }
 
   /** Exports bytes of a BAR; the descriptor. */
-  exportBar(fd: number, offset = 0n, length: bigint = RAM_BYTES, region = 0): number | Errno {
+  exportBar(fd: number, offset = 0n, length: bigint = RAM_BYTES, region = 0, openFlags = O_RDWR): number | Errno {
     const head = V.VfioDeviceFeature.size;
     const fixed = V.VfioDeviceFeatureDmaBuf.size;
     const bytes = new Uint8Array(head + fixed + 16);
@@ -289,7 +289,7 @@ export class Bench {
     f.flags = V.VFIO_DEVICE_FEATURE_GET | V.VFIO_DEVICE_FEATURE_DMA_BUF;
     const b = V.VfioDeviceFeatureDmaBuf.over(bytes, head);
     b.region_index = region;
-    b.open_flags = O_RDWR;
+    b.open_flags = openFlags;
     b.nr_ranges = 1;
     const r = V.VfioRegionDmaRange.over(bytes, head + fixed);
     r.offset = offset;
