@@ -18,6 +18,8 @@ export const START: bigint = u.MOCK_APERTURE_START;
 
 export class SelftestRig extends IommufdRig {
   readonly #bound: ReturnType<IommufdRig["bind"]>[] = [];
+  /** Where commands are put. */
+  readonly #cmd: bigint = this.user(4096);
 
   constructor() {
     super();
@@ -28,7 +30,8 @@ export class SelftestRig extends IommufdRig {
   /** The command as it comes back, or why not. */
   test(op: number, id: number, fill: Fill = {}): { ret: number; cmd: TestCmd } | Errno {
     const cmd = u.IommuTestCmd.alloc({ size: u.IommuTestCmd.size, op, id, ...(fill as object) });
-    const at = this.put(cmd.bytes);
+    const at = this.#cmd;
+    this.process.mm.memory.write(at, cmd.bytes);
     const ret = this.run(this.process.sys.ioctl(this.fd, u.IOMMU_TEST_CMD, at));
     this.process.mm.memory.read(at, cmd.bytes);
     return ret instanceof Errno ? ret : { ret, cmd };
