@@ -181,7 +181,7 @@ it("a bitmap tells the pages that were written since they were last cleared, and
       for (const o of ops) scene.apply(o);
       reported += scene.reported;
     }),
-    { numRuns: 120 },
+    { numRuns: 80 },
   );
-  expect(reported).toBeGreaterThan(500);
+  expect(reported).toBeGreaterThan(300);
 });
