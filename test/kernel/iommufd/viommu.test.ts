@@ -1,5 +1,6 @@
 /** Virtual IOMMUs, their devices and hardware queues, and what is mapped of them: expected values are those of Linux's code and selftest. */
 import { describe, expect, test } from "vitest";
+import type { IommuDescription } from "../../../src/kernel/iommu/iommu.ts";
 import { IommufdDevice } from "../../../src/kernel/iommufd/group.ts";
 import {
   E2BIG,
@@ -21,7 +22,7 @@ import type { Step } from "../../../src/sched/task.ts";
 import { WaitQueue } from "../../../src/sched/wait.ts";
 import * as u from "../../../src/uapi/index.ts";
 import { START } from "./selftest_support.ts";
-import { ok } from "./support.ts";
+import { IommufdRig, ok } from "./support.ts";
 import { ViommuRig } from "./viommu_support.ts";
 
 const { PROT_READ, PROT_WRITE, PROT_EXEC, MAP_SHARED, MAP_PRIVATE } = u;
@@ -394,6 +395,58 @@ describe("memory of a virtual IOMMU", () => {
     expect(r.destroy(b.id)).toBe(0);
     expect(map(r, 0x3000n)).toBe(ENXIO);
     expect(r.viommuWithPages(4).data.out_mmap_offset).toBe(0x3000n);
+  });
+});
+
+describe("a virtual IOMMU of a unit that a machine has", () => {
+  const rig = (unit: IommuDescription) => {
+    const r = new IommufdRig(unit);
+    const ioas = r.allocIoas();
+    const idev = r.bind();
+    const hwpt = (flags: number): number => {
+      const cmd = u.IommuHwptAlloc.alloc({ size: u.IommuHwptAlloc.size, dev_id: idev.id, pt_id: ioas, flags });
+      expect(r.ioctl(u.IOMMU_HWPT_ALLOC, cmd)).toBe(0);
+      return cmd.out_hwpt_id;
+    };
+    const viommu = (hwpt_id: number, type: number) => {
+      const cmd = u.IommuViommuAlloc.alloc({ size: u.IommuViommuAlloc.size, type, dev_id: idev.id, hwpt_id });
+      return { e: r.ioctl(u.IOMMU_VIOMMU_ALLOC, cmd), id: cmd.out_viommu_id };
+    };
+    const finish = (): void => {
+      r.unbind(idev);
+      r.run(r.process.exit());
+      r.kernel.sched.settle();
+      expect(r.leaks()).toEqual({});
+    };
+    return { r, idev, hwpt, viommu, finish };
+  };
+
+  test("is none of VT-d's, whatever it is asked for", () => {
+    const { hwpt, viommu, finish } = rig({ kind: "intel-scalable", nesting: true, coherentWalk: true });
+    const parent = hwpt(u.IOMMU_HWPT_ALLOC_NEST_PARENT);
+    for (const type of [1, 2, 3, u.IOMMU_VIOMMU_TYPE_SELFTEST]) expect(viommu(parent, type).e).toBe(EOPNOTSUPP);
+    finish();
+  });
+
+  test("is of any type of AMD's, on a parent; it takes devices, and nothing else is done with it", () => {
+    const { r, idev, hwpt, viommu, finish } = rig({ kind: "amd", nesting: true });
+    const parent = hwpt(u.IOMMU_HWPT_ALLOC_NEST_PARENT);
+    expect(viommu(parent, 0).e).toBe(EOPNOTSUPP);
+    expect(viommu(hwpt(0), 3).e).toBe(EINVAL);
+    const { e, id } = viommu(parent, 3);
+    expect(e).toBe(0);
+    const vdev = u.IommuVdeviceAlloc.alloc({ size: u.IommuVdeviceAlloc.size, viommu_id: id, dev_id: idev.id, virt_id: 8n });
+    expect(r.ioctl(u.IOMMU_VDEVICE_ALLOC, vdev)).toBe(0);
+    const data = { data_type: u.IOMMU_HWPT_DATA_AMD_GUEST, data_len: 32, data_uptr: r.put(new Uint8Array(32)) };
+    for (const pt_id of [id, parent]) {
+      const nested = u.IommuHwptAlloc.alloc({ size: u.IommuHwptAlloc.size, dev_id: idev.id, pt_id, ...data });
+      expect(r.ioctl(u.IOMMU_HWPT_ALLOC, nested)).toBe(EOPNOTSUPP);
+    }
+    const queue = u.IommuHwQueueAlloc.alloc({ size: u.IommuHwQueueAlloc.size, viommu_id: id, type: 1, length: 1n });
+    expect(r.ioctl(u.IOMMU_HW_QUEUE_ALLOC, queue)).toBe(EOPNOTSUPP);
+    const invalidate = u.IommuHwptInvalidate.alloc({ size: u.IommuHwptInvalidate.size, hwpt_id: id });
+    expect(r.ioctl(u.IOMMU_HWPT_INVALIDATE, invalidate)).toBe(EOPNOTSUPP);
+    finish();
   });
 });
 
