@@ -69,7 +69,10 @@ export class IommufdFault extends IommufdEventq {
   readonly deliver: Fifo<IopfGroup> = new Fifo();
   /** Read and not answered, by cookie. Under `mutex`. */
   readonly response: Map<number, IopfGroup> = new Map();
-  /** No cookie below this one is free. Under `mutex`. */
+  /**
+   * No cookie below this one is free. 0 is none at first: an entry of Linux's array reserves it while the array is not empty.
+   * An answer with that cookie takes the reservation away, although it is refused, and for good. Under `mutex`.
+   */
   #lowestCookie = 1;
 
   constructor(ctx: IommufdCtx) {
@@ -168,7 +171,10 @@ export class IommufdFault extends IommufdEventq {
 
   #erase(cookie: number): IopfGroup | undefined {
     const group = this.response.get(cookie);
-    if (group === undefined) return undefined;
+    if (group === undefined) {
+      if (cookie === 0 && this.response.size > 0) this.#lowestCookie = 0;
+      return undefined;
+    }
     this.response.delete(cookie);
     this.#lowestCookie = Math.min(this.#lowestCookie, cookie);
     return group;

@@ -35,6 +35,8 @@ interface Queue {
   fd: number | undefined;
   deliver: Group[];
   readonly response: Map<number, Group>;
+  /** The cookie 0 may be given: somebody has tried to answer with it. */
+  zero: boolean;
 }
 
 interface Device {
@@ -144,7 +146,7 @@ class Run {
       const need = g.faults * FAULT_SIZE;
       if (need > count - done) return done === 0 ? EINVAL : done;
       if (done + need > room) return done === 0 ? EFAULT : done;
-      let cookie = 1;
+      let cookie = q.zero ? 0 : 1;
       while (q.response.has(cookie)) cookie++;
       q.response.set(cookie, g);
       q.deliver.shift();
@@ -158,6 +160,7 @@ class Run {
     let done = 0;
     for (const [cookie, code] of answers) {
       const g = q.response.get(cookie);
+      if (code <= 1 && g === undefined && cookie === 0 && q.response.size > 0) q.zero = true;
       if (code > 1 || g === undefined) return done === 0 ? EINVAL : done;
       q.response.delete(cookie);
       this.answer(g, code === 0 ? "success" : "invalid");
@@ -217,7 +220,7 @@ const OPS: Record<string, { weight: number; op: Op }> = {
       if (queues.length >= 4) return;
       const cmd = u.IommuFaultAlloc.alloc({ size: u.IommuFaultAlloc.size - (a % 7 === 0 ? 1 : 0), flags: a % 5 === 0 ? 1 : 0 });
       if (r.ioctl(u.IOMMU_FAULT_QUEUE_ALLOC, cmd) !== 0) return;
-      queues.push({ id: cmd.out_fault_id, fd: cmd.out_fault_fd, deliver: [], response: new Map() });
+      queues.push({ id: cmd.out_fault_id, fd: cmd.out_fault_fd, deliver: [], response: new Map(), zero: false });
     },
   },
   table: {

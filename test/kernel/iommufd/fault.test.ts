@@ -305,7 +305,6 @@ describe("a write", () => {
     // A code that is none, before a cookie that is none.
     expect(r.answer(fault.fd, [99, 2])).toBe(EINVAL);
     expect(r.answer(fault.fd, [1, 2])).toBe(EINVAL);
-    expect(r.answer(fault.fd, [0, SUCCESS])).toBe(EINVAL);
     expect(r.codes).toEqual([]);
     expect(r.answer(fault.fd, [3, SUCCESS], [99, SUCCESS], [1, SUCCESS])).toBe(8);
     expect(r.responses.map((x) => x.grpid)).toEqual([3]);
@@ -335,6 +334,28 @@ describe("a write", () => {
     expect(r.answer(fault.fd, [3, SUCCESS], [1, SUCCESS])).toBe(16);
     expect([next(), next(), next()]).toEqual([1, 3, 5]);
     expect(r.answer(fault.fd, ...[1, 2, 3, 4, 5].map((c) => [c, SUCCESS] as const))).toBe(40);
+  });
+});
+
+describe("the cookie 0", () => {
+  test("is given to no group, until somebody answers with it while others are out", () => {
+    const r = new EventRig();
+    const { idev, fault } = r.faulting();
+    const next = (): number => {
+      r.trigger(idev);
+      return ok(r.readFaults(fault.fd, 1))[0]?.cookie ?? -1;
+    };
+    // Nothing is out: the answer changes nothing.
+    expect(r.answer(fault.fd, [0, SUCCESS])).toBe(EINVAL);
+    expect(next()).toBe(1);
+    expect(r.answer(fault.fd, [0, 2])).toBe(EINVAL);
+    expect(next()).toBe(2);
+    expect(r.answer(fault.fd, [0, SUCCESS])).toBe(EINVAL);
+    expect(r.answer(fault.fd, [2, SUCCESS], [1, SUCCESS])).toBe(16);
+    expect([next(), next(), next()]).toEqual([0, 1, 2]);
+    expect(r.answer(fault.fd, [0, SUCCESS], [2, SUCCESS], [1, SUCCESS])).toBe(24);
+    expect(next()).toBe(0);
+    expect(r.answer(fault.fd, [0, INVALID])).toBe(8);
   });
 });
 
