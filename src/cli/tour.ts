@@ -263,6 +263,10 @@ function refusedWhileOff(t: Tour, ioas: Ioas, buffer: DmaBufHandle): void {
   peer.setMemoryEnabled(true);
   n.call("pwrite(config, COMMAND with MEMORY on)", "2");
   t.check(t.host.lookUp(t.engine.address, BAR_IOVA) === undefined, "the old mapping stays dead: a revoke is for good");
+  if (t.host.kernel.interconnect === "negotiated") {
+    n.event("here a new mapping could take its place without an unmap; Linux 7.3 answers EEXIST");
+    return;
+  }
   t.expectErrno(`IOMMU_IOAS_MAP_FILE(fd ${buffer.fd}, iova ${hex(BAR_IOVA)})`, "EEXIST", () =>
     ioas.mapFile(buffer, { length: MAP_LENGTH, iova: BAR_IOVA }),
   );

@@ -42,6 +42,12 @@ describe("barlink tour", () => {
     expect(out.match(/all 256 bytes landed/g)).toHaveLength(2);
   });
 
+  it("holds on a machine whose interconnect is negotiated too", () => {
+    const { status, out } = barlink("tour", "--machine", "negotiated");
+    expect(out).not.toContain("✗");
+    expect([status, out.includes("Everything held.")]).toEqual([0, true]);
+  });
+
   it("on an AMD machine shows that unit's entries and faults", () => {
     const file = join(dir, "amd.json");
     writeFileSync(
@@ -72,7 +78,7 @@ describe("a user's mistake", () => {
     [
       "a machine that is not there",
       ["tour", "--machine", "/nonexistent.json"],
-      /cannot be read: give a JSON file, or one of the names default, oracle/,
+      /cannot be read: give a JSON file, or one of the names default, negotiated, oracle/,
     ],
     ["a missing argument", ["machine", "check"], /missing required argument 'file'/],
   ])("such as %s is told in a line, without a stack, and ends with 2", (_name, args, message) => {

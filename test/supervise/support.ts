@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join, resolve } from "node:path";
 
 export const root: string = join(import.meta.dirname, "..", "..");
 const cli = join(root, "dist/cli/main.js");
@@ -12,10 +12,10 @@ export const full: boolean = process.env.BARLINK_STRESS === "full";
 
 /** Builds a program of this folder into `directory`; throws with what is missing. */
 export function compile(source: string, directory: string, ...flags: string[]): string {
-  const out = join(directory, source.replace(/\.c$/, flags.includes("-static") ? "-static" : ""));
+  const out = join(directory, basename(source).replace(/\.c$/, flags.includes("-static") ? "-static" : ""));
   const cc = ["cc", "gcc", "clang"].find((c) => spawnSync(c, ["--version"]).status === 0);
   if (cc === undefined) throw new Error(`these tests build ${source}, and there is no C compiler here: install cc, gcc or clang`);
-  const r = spawnSync(cc, ["-O1", "-pthread", ...flags, "-o", out, join(import.meta.dirname, "programs", source)], { encoding: "utf8" });
+  const r = spawnSync(cc, ["-O1", "-pthread", ...flags, "-o", out, resolve(import.meta.dirname, "programs", source)], { encoding: "utf8" });
   if (r.status !== 0) throw new Error(`${cc} cannot build ${source}: ${r.stderr}`);
   return out;
 }
