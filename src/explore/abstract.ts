@@ -117,6 +117,10 @@ class AbstractExecution implements Execution {
     }
   }
 
+  retrace(thread: number, n: number, decide: Decide): void {
+    for (let i = 0; i < n; i++) this.step(thread, decide);
+  }
+
   pending(): readonly Pending[] {
     return this.#next.flatMap((op, thread) =>
       op?.op === "lock" && this.#waits(thread) ? [{ thread, footprint: this.#shapes.lock[op.at] as Footprint }] : [],

@@ -57,6 +57,9 @@ interface Sleeper extends Seen {
   readonly values: readonly number[];
 }
 
+/** Steps by slot; what is not there is 0. */
+type Clock = number[];
+
 /** One step of the current run, and what remains to be tried in the state before it. */
 interface Frame {
   thread: number;
@@ -69,7 +72,7 @@ interface Frame {
   /** Its choices are those of a plan; otherwise every value is tried here. */
   planned: boolean;
   /** How many steps of each thread come before or at this one; the own entry is its number within the thread. */
-  clock: Uint16Array;
+  clock: Clock;
   /** Index of the step that woke the thread for this one; -1 for none. */
   wokenBy: number;
   /** Steps before which this one is to be tried: those it races with, or the takers of the lock it waited for. */
@@ -79,7 +82,7 @@ interface Frame {
   /** To be tried here, in this order. */
   todo: Node[];
   /** Where the run in hand goes after this step. */
-  below: Node[];
+  below: readonly Node[];
   /** Threads that waited for a lock while time passed, with the last step of each. */
   waiting: readonly (Pending & { readonly own: number })[];
 }
@@ -153,7 +156,7 @@ class Optimal {
     const decided = frames.length;
     this.#last = [];
     this.#wokenBy = [];
-    for (let i = 0; i < decided - 1; i++) this.#takeAgain(run, i);
+    this.#retrace(run, decided - 1);
     const turn = frames[decided - 1];
     if (turn !== undefined) {
       if (!run.enabled().includes(turn.thread)) {
@@ -167,9 +170,10 @@ class Optimal {
       const enabled = run.enabled();
       if (enabled.length === 0) return true;
       const before = frames[frames.length - 1];
-      const sleep =
-        before === undefined ? [] : before.sleep.filter((s) => s.thread !== before.thread && !dependent(s.footprint, before.footprint));
-      const [first, ...todo] = before?.below ?? [];
+      const sleep = before === undefined ? [] : stillAsleep(before);
+      const below = before?.below ?? NO_NODES;
+      const first = below[0];
+      const todo = below.length > 1 ? below.slice(1) : [];
       // A plan made of footprints that have changed may not go on as planned; the state is explored all the same.
       const next = first !== undefined && enabled.includes(first.thread) ? first : undefined;
       const thread = next?.thread ?? pick(enabled, sleep, before?.thread);
@@ -186,19 +190,36 @@ class Optimal {
         races: [],
         sleep,
         todo,
-        below: next?.children ?? [],
+        below: next?.children ?? NO_NODES,
         waiting: NOBODY,
       });
       this.#take(run, frames.length - 1);
     }
   }
 
-  /** Takes step `i`, which was taken in the same way before. */
-  #takeAgain(run: Execution, i: number): void {
-    const f = this.#frames[i] as Frame;
+  /** Takes the steps before `end` as they were taken before. */
+  #retrace(run: Execution, end: number): void {
+    const frames = this.#frames;
     let at = 0;
-    const { woke } = run.step(f.thread, () => f.values[at++] as number);
-    this.#passed(f, i, woke);
+    let value = 0;
+    const decide: Decide = () => {
+      while (value >= (frames[at] as Frame).values.length) {
+        at++;
+        value = 0;
+      }
+      return (frames[at] as Frame).values[value++] as number;
+    };
+    for (let i = 0; i < end; ) {
+      const { thread } = frames[i] as Frame;
+      const first = i;
+      for (; i < end && (frames[i] as Frame).thread === thread; i++) {
+        const f = frames[i] as Frame;
+        this.#passed(f, i, f.footprint.woke);
+      }
+      at = first;
+      value = 0;
+      run.retrace(thread, i - first, decide);
+    }
   }
 
   /** Takes step `i` for the first time, or for the first time with these choices. */
@@ -234,12 +255,12 @@ class Optimal {
     for (const w of woke) this.#wokenBy[this.#slotOf(w)] = i;
   }
 
-  #clockOf(i: number): Uint16Array {
+  #clockOf(i: number): Clock {
     const frames = this.#frames;
     const { slot, footprint } = frames[i] as Frame;
-    const clock = new Uint16Array(this.#slots.size);
     const own = this.#last[slot] ?? -1;
-    if (own >= 0) join(clock, (frames[own] as Frame).clock);
+    const clock: Clock = own >= 0 ? (frames[own] as Frame).clock.slice() : [];
+    while (clock.length < this.#slots.size) clock.push(0);
     for (let k = i - 1; k >= 0; k--) {
       const f = frames[k] as Frame;
       if (f.slot === slot || seen(clock, f) || !dependent(f.footprint, footprint)) continue;
@@ -268,8 +289,8 @@ class Optimal {
     const found: number[] = [];
     if (footprint.barrier) return found;
     const own = this.#last[slot] ?? -1;
-    const known = new Uint16Array(clock.length);
-    if (own >= 0) join(known, (frames[own] as Frame).clock);
+    const known: Clock = own >= 0 ? (frames[own] as Frame).clock.slice() : [];
+    while (known.length < clock.length) known.push(0);
     for (let i = j - 1; i >= 0; i--) {
       const f = frames[i] as Frame;
       if (f.thread === thread || seen(known, f) || !dependent(f.footprint, footprint)) continue;
@@ -357,7 +378,7 @@ class Optimal {
       f.sleep.push({ thread: f.thread, footprint: f.footprint, values: f.values, arities: f.arities });
       if (!f.planned && f.values.length > 0 && !sleeps(f.sleep, f.thread)) {
         // Another choice of the same step.
-        f.below = [];
+        f.below = NO_NODES;
         return true;
       }
       const next = f.todo.shift();
@@ -374,9 +395,20 @@ class Optimal {
   }
 }
 
-const NO_CLOCK = new Uint16Array(0);
+const NO_CLOCK: Clock = [];
+const NO_NODES: readonly Node[] = [];
 
-function join(into: Uint16Array, from: Uint16Array): void {
+/** What sleeps before a step and is not woken by it. */
+function stillAsleep({ thread, footprint, sleep }: Frame): Sleeper[] {
+  const out: Sleeper[] = [];
+  for (let i = 0; i < sleep.length; i++) {
+    const s = sleep[i] as Sleeper;
+    if (s.thread !== thread && !dependent(s.footprint, footprint)) out.push(s);
+  }
+  return out;
+}
+
+function join(into: Clock, from: Clock): void {
   for (let t = 0; t < from.length; t++) {
     const n = from[t] as number;
     if (n > (into[t] as number)) into[t] = n;
@@ -384,7 +416,7 @@ function join(into: Uint16Array, from: Uint16Array): void {
 }
 
 /** Does the clock cover the step? */
-const seen = (clock: Uint16Array, f: Frame): boolean => (clock[f.slot] ?? 0) >= (f.clock[f.slot] as number);
+const seen = (clock: Clock, f: Frame): boolean => (clock[f.slot] ?? 0) >= (f.clock[f.slot] as number);
 
 function conflictOn(lock: number, a: Footprint, b: Footprint): boolean {
   const w = lock * 2 + 1;

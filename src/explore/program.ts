@@ -70,6 +70,8 @@ export interface Execution {
    * and is told by `finish`.
    */
   step(thread: number, decide?: Decide): Footprint;
+  /** Takes `n` steps of one thread, which were taken at this place of an earlier run in the same way. */
+  retrace(thread: number, n: number, decide: Decide): void;
   /** Threads that wait for a lock, each with the footprint of the taking alone. */
   pending(): readonly Pending[];
   /** Called once, when nothing is enabled: what came of the run. */

@@ -24,6 +24,17 @@ import { childOf, NAMED, TIME } from "./schedule.ts";
 export class Numbers {
   readonly #byKey: Map<string, number> = new Map();
 
+  readonly #ofThread: Map<number, number> = new Map();
+
+  ofThread(thread: number): number {
+    let n = this.#ofThread.get(thread);
+    if (n === undefined) {
+      n = this.of(`thread ${thread}`);
+      this.#ofThread.set(thread, n);
+    }
+    return n;
+  }
+
   of(key: string): number {
     let n = this.#byKey.get(key);
     if (n === undefined) {
@@ -55,6 +66,8 @@ export class Recorder implements SchedObserver {
   #released: number[] = [];
   #woken: number[] = [];
   #cancelled = false;
+  /** The step is known: nobody asks what it did. */
+  #quiet = false;
   #decide: Decide = byDefault;
   #choices: Choice[] = [];
   /** The thread that steps; -1 for none. */
@@ -81,6 +94,7 @@ export class Recorder implements SchedObserver {
 
   /** Another task may care about the order of this step and others that touch `name`. */
   touch(name: string, write = true): void {
+    if (this.#quiet || !this.#started) return;
     this.#note(this.#numbers.of(`scene ${name}`), write);
   }
 
@@ -93,7 +107,7 @@ export class Recorder implements SchedObserver {
     if (!(Number.isSafeInteger(n) && n > 0)) throw new RangeError(`${label}: a choice of ${n} values`);
     if (n === 1 || this.#stepping < 0) return 0;
     const value = this.#decide(n, label);
-    this.#choices.push({ label, n, value });
+    if (!this.#quiet) this.#choices.push({ label, n, value });
     return value;
   }
 
@@ -235,6 +249,10 @@ export class Recorder implements SchedObserver {
 
   acquired(task: Task, lock: LockLike, mode: "write" | "read"): void {
     this.forward?.acquired?.(task, lock, mode);
+    if (this.#quiet) {
+      this.#order?.acquired(this.#stepping, lock, mode);
+      return;
+    }
     const n = this.numberOf(lock);
     if (this.#stepping < 0) return;
     this.#note(n, mode === "write");
@@ -244,6 +262,10 @@ export class Recorder implements SchedObserver {
 
   released(task: Task, lock: LockLike, mode: "write" | "read"): void {
     this.forward?.released?.(task, lock, mode);
+    if (this.#quiet) {
+      this.#order?.released(this.#stepping, lock, mode);
+      return;
+    }
     const n = this.numberOf(lock);
     if (this.#stepping < 0) return;
     this.#note(n, mode === "write");
@@ -252,7 +274,7 @@ export class Recorder implements SchedObserver {
   }
 
   touched(on: Named): void {
-    this.#note(this.numberOf(on), true);
+    if (!this.#quiet) this.#note(this.numberOf(on), true);
     if (this.#stepping >= 0) this.#order?.met(this.#stepping, on);
   }
 
@@ -278,12 +300,27 @@ export class Recorder implements SchedObserver {
   #wake(thread: number | undefined): void {
     this.#touchThread(thread);
     if (thread === undefined || this.#stepping < 0) return;
-    this.#woken.push(thread);
+    if (!this.#quiet) this.#woken.push(thread);
     this.#order?.woke(this.#stepping, thread);
   }
 
   #touchThread(thread: number | undefined): void {
-    if (thread !== undefined) this.#note(this.#numbers.of(`thread ${thread}`), true);
+    if (thread !== undefined && !this.#quiet) this.#note(this.#numbers.ofThread(thread), true);
+  }
+
+  /** Takes `n` steps of a thread that are known: nothing is noted of them. */
+  retrace(thread: number, n: number, decide: Decide): void {
+    const task = this.#threads.get(thread);
+    this.#decide = decide;
+    this.#stepping = thread;
+    this.#quiet = true;
+    try {
+      if (task !== undefined) this.sched.steps(task, n);
+      else for (let i = 0; i < n; i++) this.sched.fireNext();
+    } finally {
+      this.#stepping = -1;
+      this.#quiet = false;
+    }
   }
 
   /** Steps a thread and tells what the step did. `idle` when time passes only while nothing else can run. Throws what the firing of a timer threw. */

@@ -183,6 +183,11 @@ export class TaskExecution implements Execution {
     return footprint;
   }
 
+  retrace(thread: number, n: number, decide: Decide): void {
+    this.#steps += n;
+    this.recorder.retrace(thread, n, decide);
+  }
+
   pending(): readonly Pending[] {
     const out: Pending[] = [];
     for (const thread of [...this.tasks.keys(), ...this.recorder.born]) {

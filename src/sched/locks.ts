@@ -20,6 +20,8 @@ abstract class Lock implements LockLike {
   protected readonly sched: Sched;
   /** Made on first contention: most locks never see any. */
   protected waiters: Task[] | undefined = undefined;
+  /** Made when an explorer first stops here. */
+  #points: Partial<Record<PointOp, SchedPoint>> | undefined = undefined;
 
   constructor(sched: Sched, lockClass: LockClass) {
     this.sched = sched;
@@ -31,7 +33,13 @@ abstract class Lock implements LockLike {
   }
 
   protected point(op: PointOp): SchedPoint {
-    return { op, on: this };
+    this.#points ??= {};
+    let p = this.#points[op];
+    if (p === undefined) {
+      p = { op, on: this };
+      this.#points[op] = p;
+    }
+    return p;
   }
 
   protected note(task: Task, mode: "write" | "read", trylock: boolean): void {
@@ -87,7 +95,7 @@ export class Mutex extends Lock {
   /** Takes it; `nested` declares that it may nest in another of its class. */
   *lock(nested = false): Step<void> {
     const s = this.sched;
-    if (s.interleave) yield this.point("lock");
+    if (s.interleave && s.stops()) yield this.point("lock");
     const task = s.current;
     s.lockdep.acquire(task, this, nested);
     while (this.#owner !== undefined) yield this.wait(task);
@@ -98,7 +106,7 @@ export class Mutex extends Lock {
 
   /** Takes it if that needs no wait. */
   *tryLock(): Step<boolean> {
-    if (this.sched.interleave) yield this.point("trylock");
+    if (this.sched.interleave && this.sched.stops()) yield this.point("trylock");
     if (this.#owner !== undefined) return false;
     const task = this.sched.current;
     this.#owner = task;
@@ -131,7 +139,7 @@ export class RwSem extends Lock {
 
   *downRead(): Step<void> {
     const s = this.sched;
-    if (s.interleave) yield this.point("lock-read");
+    if (s.interleave && s.stops()) yield this.point("lock-read");
     const task = s.current;
     s.lockdep.acquire(task, this, false);
     while (this.#writer !== undefined || this.#writersWaiting > 0) yield this.wait(task);
@@ -142,7 +150,7 @@ export class RwSem extends Lock {
 
   *downWrite(nested = false): Step<void> {
     const s = this.sched;
-    if (s.interleave) yield this.point("lock");
+    if (s.interleave && s.stops()) yield this.point("lock");
     const task = s.current;
     s.lockdep.acquire(task, this, nested);
     if (this.#writer !== undefined || this.#readers > 0) {
@@ -159,7 +167,7 @@ export class RwSem extends Lock {
   }
 
   *tryDownRead(): Step<boolean> {
-    if (this.sched.interleave) yield this.point("trylock");
+    if (this.sched.interleave && this.sched.stops()) yield this.point("trylock");
     if (this.#writer !== undefined || this.#writersWaiting > 0) return false;
     this.#readers++;
     this.note(this.sched.current, "read", true);
@@ -167,7 +175,7 @@ export class RwSem extends Lock {
   }
 
   *tryDownWrite(): Step<boolean> {
-    if (this.sched.interleave) yield this.point("trylock");
+    if (this.sched.interleave && this.sched.stops()) yield this.point("trylock");
     if (this.#writer !== undefined || this.#readers > 0) return false;
     const task = this.sched.current;
     this.#writer = task;
@@ -241,7 +249,7 @@ export class WwMutex extends Lock {
   /** EALREADY when this context holds it; EDEADLK when this context must back off. */
   *lock(ctx?: WwAcquireCtx): Step<Errno | undefined> {
     const s = this.sched;
-    if (s.interleave) yield ctx === undefined ? this.point("lock") : { op: "lock", on: this, ctx };
+    if (s.interleave && s.stops()) yield ctx === undefined ? this.point("lock") : { op: "lock", on: this, ctx };
     const task = s.current;
     if (ctx !== undefined && this.#ctx === ctx) return EALREADY;
     s.lockdep.acquire(task, this, ctx !== undefined);
@@ -261,7 +269,7 @@ export class WwMutex extends Lock {
   }
 
   *tryLock(): Step<boolean> {
-    if (this.sched.interleave) yield this.point("trylock");
+    if (this.sched.interleave && this.sched.stops()) yield this.point("trylock");
     if (this.#owner !== undefined) return false;
     const task = this.sched.current;
     this.#owner = task;

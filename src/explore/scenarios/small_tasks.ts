@@ -1,0 +1,64 @@
+/**
+ * Three tasks of twenty steps each over locks alone: what the explorer itself
+ * costs. Every fifth step takes the lock that all share, the others one of the
+ * task's own; a task's steps are its lock operations.
+ */
+import { KernelBug } from "../../lib/kernel_bug.ts";
+import { LockClass } from "../../sched/lockdep.ts";
+import { Mutex } from "../../sched/locks.ts";
+import { Sched } from "../../sched/sched.ts";
+import type { Step, Task } from "../../sched/task.ts";
+import type { Scenario, Scene } from "../tasks.ts";
+
+const SHARED = new LockClass("shared");
+const OWN = new LockClass("own");
+const NAMES = ["a", "b", "c"] as const;
+const STEPS = 20;
+const EVERY = 5;
+
+class World implements Scene {
+  readonly sched: Sched = new Sched();
+  readonly shared: Mutex = new Mutex(this.sched, SHARED);
+  readonly tasks: Task[] = [];
+  inside = 0;
+  order = "";
+
+  end(): string {
+    return this.order;
+  }
+}
+
+/** Of the module, not of a run: a generator function made anew has a shape of its own, which only a full collection frees. */
+function* body(world: World, name: string): Step<void> {
+  const own = new Mutex(world.sched, OWN);
+  const { shared } = world;
+  // The first step is the start.
+  for (let i = 1; i < STEPS; i++) {
+    if (i % EVERY !== 0) {
+      yield* own.lock();
+      own.unlock();
+      continue;
+    }
+    yield* shared.lock();
+    if (++world.inside !== 1) throw new KernelBug("two tasks hold one lock");
+    world.order += name;
+    world.inside--;
+    shared.unlock();
+  }
+}
+
+export const smallTasks: Scenario = {
+  name: "small-tasks",
+  summary: "three tasks of twenty lock operations each, every fifth on the lock that they share",
+  threads: NAMES,
+  setUp(record): Scene {
+    const world = new World();
+    record(world.sched);
+    for (const name of NAMES) {
+      const task = world.sched.thread(name, "scenario");
+      world.sched.start(task, body(world, name));
+      world.tasks.push(task);
+    }
+    return world;
+  },
+};
