@@ -129,6 +129,7 @@ class Optimal {
         this.#races(run);
       } else {
         counts.blocked++;
+        run.abandon?.();
       }
     } while (this.#backtrack());
     counts.exhausted = true;

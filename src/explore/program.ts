@@ -76,6 +76,8 @@ export interface Execution {
   pending(): readonly Pending[];
   /** Called once, when nothing is enabled: what came of the run. */
   finish(): Outcome;
+  /** Called instead, where the run is given up before its end. */
+  abandon?(): void;
 }
 
 export interface Pending {

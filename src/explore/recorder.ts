@@ -59,7 +59,9 @@ const TAKEN_FROM_TIME: readonly number[] = [TIME];
 export class Recorder implements SchedObserver {
   readonly sched: Sched;
   readonly #numbers: Numbers;
+  /** What was met before the tasks started, and since. */
   readonly #known: Map<object, number> = new Map();
+  readonly #met: Map<object, number> = new Map();
   #started = false;
   #accesses: number[] = [];
   #acquired = -1;
@@ -94,7 +96,7 @@ export class Recorder implements SchedObserver {
 
   /** Another task may care about the order of this step and others that touch `name`. */
   touch(name: string, write = true): void {
-    if (this.#quiet || !this.#started) return;
+    if (this.#quiet || this.#stepping < 0) return;
     this.#note(this.#numbers.of(`scene ${name}`), write);
   }
 
@@ -196,8 +198,22 @@ export class Recorder implements SchedObserver {
     }
   }
 
+  /** The run is over, and the tasks of the next are about to start in the same world: what the run was is forgotten. */
+  renew(): void {
+    this.#met.clear();
+    this.#threads.clear();
+    this.#numberOfTask.clear();
+    this.born.length = 0;
+    this.#older.clear();
+    this.#births.clear();
+    this.#violation = undefined;
+    if (this.#order !== undefined) this.#order = new HappensBefore();
+    this.sched.lockdep.rewind();
+  }
+
   /** The tasks start: what is met from here on is new. */
   begin(tasks: readonly Task[]): void {
+    if (!this.#started) this.sched.lockdep.mark();
     if (tasks.length > NAMED) throw new RangeError(`${tasks.length} tasks: there are letters for ${NAMED}`);
     for (const [n, task] of tasks.entries()) this.#enter(n, task);
     for (const task of this.sched.liveTasks()) {
@@ -235,16 +251,17 @@ export class Recorder implements SchedObserver {
   }
 
   numberOf(on: Named): number {
-    const known = this.#known.get(on);
+    const known = this.#known.get(on) ?? this.#met.get(on);
     if (known !== undefined) return known;
     const n = this.#numbers.of(this.#started ? `new ${on.name}` : `${this.#known.size} ${on.name}`);
-    this.#known.set(on, n);
+    if (this.#started) this.#met.set(on, n);
+    else this.#known.set(on, n);
     return n;
   }
 
   #note(object: number, write: boolean): void {
     const a = object * 2 + (write ? 1 : 0);
-    if (this.#started && !this.#accesses.includes(a)) this.#accesses.push(a);
+    if (this.#stepping >= 0 && !this.#accesses.includes(a)) this.#accesses.push(a);
   }
 
   acquired(task: Task, lock: LockLike, mode: "write" | "read"): void {

@@ -53,6 +53,11 @@ export interface Scene {
   readonly tasks: readonly Task[];
   /** Called after the last step, when every task has ended: checks what must hold and names the final state. */
   end(): string;
+  /**
+   * Called after `end`: the tasks of another run, started as at first, if all is
+   * as it was before the first run; undefined if it is not, or cannot be told.
+   */
+  renew?(): readonly Task[] | undefined;
   /** What the calls answered, in a word; for `Scenario.sequential`. Asked before `end`. */
   results?(): string;
   /** Where the machine tells its events, to show a run. */
@@ -93,14 +98,40 @@ export function taskProgram(scenario: Scenario): TaskProgram {
   const numbers = new Numbers();
   let allowed: ReadonlySet<string> | undefined;
   const answers = (): ReadonlySet<string> => {
-    allowed ??= sequentialResults(() => new TaskExecution(scenario, new Numbers()));
+    allowed ??= sequentialResults(() => new TaskExecution(scenario, newWorld(scenario, new Numbers())));
     return allowed;
+  };
+  /** The world of a run that ended well and could be put back to its start. */
+  let spare: World | undefined;
+  const keep = (world: World): void => {
+    spare = world;
   };
   return {
     name: scenario.name,
     exact: false,
-    start: () => new TaskExecution(scenario, numbers, scenario.sequential === true ? answers : undefined),
+    start: () => {
+      const world = spare ?? newWorld(scenario, numbers);
+      spare = undefined;
+      return new TaskExecution(scenario, world, scenario.sequential === true ? answers : undefined, keep);
+    },
   };
+}
+
+/** What a run takes place in. */
+interface World {
+  readonly scene: Scene;
+  readonly recorder: Recorder;
+  readonly tasks: readonly Task[];
+}
+
+function newWorld(scenario: Scenario, numbers: Numbers): World {
+  let recorder: Recorder | undefined;
+  const scene = scenario.setUp((sched) => {
+    recorder = new Recorder(sched, numbers);
+    return recorder;
+  });
+  if (recorder === undefined) throw new TypeError(`${scenario.name} does not record its scheduler`);
+  return { scene, recorder, tasks: scene.tasks };
 }
 
 /** Is there a lock at its point that the task cannot have now? */
@@ -122,22 +153,21 @@ export class TaskExecution implements Execution {
   readonly #maxSteps: number;
   /** What the calls may answer; undefined where the scenario does not say. */
   readonly #answers: (() => ReadonlySet<string>) | undefined;
+  readonly #keep: ((world: World) => void) | undefined;
+  /** Who waited when the run ended. */
+  #waited: readonly Pending[] | undefined = undefined;
   #steps = 0;
   #violation: Violation | undefined = undefined;
 
-  constructor(scenario: Scenario, numbers: Numbers, answers?: () => ReadonlySet<string>) {
+  constructor(scenario: Scenario, world: World, answers?: () => ReadonlySet<string>, keep?: (world: World) => void) {
     this.#answers = answers;
-    let recorder: Recorder | undefined;
-    this.#scene = scenario.setUp((sched) => {
-      recorder = new Recorder(sched, numbers);
-      return recorder;
-    });
-    if (recorder === undefined) throw new TypeError(`${scenario.name} does not record its scheduler`);
-    this.recorder = recorder;
-    this.tasks = this.#scene.tasks;
+    this.#scene = world.scene;
+    this.#keep = keep;
+    this.recorder = world.recorder;
+    this.tasks = world.tasks;
     this.#anyTime = scenario.time === "any";
     this.#maxSteps = scenario.maxSteps ?? MAX_STEPS;
-    recorder.begin(this.tasks);
+    this.recorder.begin(this.tasks);
   }
 
   /** The task of a thread; undefined for the passing of time. */
@@ -189,6 +219,7 @@ export class TaskExecution implements Execution {
   }
 
   pending(): readonly Pending[] {
+    if (this.#waited !== undefined) return this.#waited;
     const out: Pending[] = [];
     for (const thread of [...this.tasks.keys(), ...this.recorder.born]) {
       const task = this.recorder.taskOf(thread);
@@ -201,16 +232,34 @@ export class TaskExecution implements Execution {
   }
 
   finish(): Outcome {
+    this.#waited = this.pending();
     this.recorder.sched.interleave = false;
     const violation = this.#violation ?? this.#stuck();
     if (violation !== undefined) return { state: `${violation.kind}: ${violation.message}`, violation };
     try {
       this.#checkResults();
-      return { state: this.#scene.end() };
+      const state = this.#scene.end();
+      this.#renew();
+      return { state };
     } catch (e) {
       const broken = violationOf(e);
       return { state: `${broken.kind}: ${broken.message}`, violation: broken };
     }
+  }
+
+  #renew(): void {
+    if (this.#keep === undefined || this.#scene.renew === undefined) return;
+    const { recorder } = this;
+    recorder.renew();
+    const tasks = this.#scene.renew();
+    if (tasks !== undefined) this.#keep({ scene: this.#scene, recorder, tasks });
+  }
+
+  /** Drives what is left to its end, so that the world may serve again. What goes wrong on the way is another run's to find. */
+  abandon(): void {
+    if (this.#keep === undefined || this.#scene.renew === undefined) return;
+    for (let next = this.enabled()[0]; next !== undefined; next = this.enabled()[0]) this.step(next);
+    if (this.#violation === undefined && this.#unfinished().length === 0) this.finish();
   }
 
   get trace(): Trace | undefined {

@@ -39,6 +39,8 @@ export class Lockdep {
   enabled = true;
   /** outer class → inner class → how it was first seen. */
   readonly #edges: Map<LockClass, Map<LockClass, Edge>> = new Map();
+  /** Edges since `mark`: inner classes of one class, and which of them, in turn. */
+  #since: (Map<LockClass, Edge> | LockClass)[] | undefined = undefined;
 
   /** Records that `task` is about to wait for `lock`. Throws `KernelBug` on a cycle. */
   acquire(task: Task, lock: LockLike, nested: boolean): void {
@@ -63,7 +65,20 @@ export class Lockdep {
       const back = this.#path(to, from);
       if (back !== undefined) throw new KernelBug(this.#report(task, from, to, back));
       inner.set(to, { chain: chainOf(task, to), task: task.name });
+      this.#since?.push(inner, to);
     }
+  }
+
+  /** What is learned from here on can be forgotten again. */
+  mark(): void {
+    this.#since = [];
+  }
+
+  /** Forgets what was learned since `mark`. */
+  rewind(): void {
+    const since = this.#since ?? [];
+    for (let i = 0; i < since.length; i += 2) (since[i] as Map<LockClass, Edge>).delete(since[i + 1] as LockClass);
+    this.#since = [];
   }
 
   /** Every edge seen so far, `[outer, inner]`, in order of first sight per outer class. */

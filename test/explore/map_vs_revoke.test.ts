@@ -80,3 +80,30 @@ describe("map against revoke", { timeout: 60_000 }, () => {
     expect(lines.join("\n")).toMatch(/toggle: .*RESV/);
   });
 });
+
+describe("a machine that is as it was before the run serves for the next", { timeout: 60_000 }, () => {
+  /** What is explored, and how many machines it takes. */
+  const explored = (reuse: boolean): { machines: number; counts: unknown; states: string[] } => {
+    const scenario = mapVsRevoke({ unmapper: false });
+    let machines = 0;
+    const program = taskProgram({
+      ...scenario,
+      setUp(record) {
+        machines++;
+        const scene = scenario.setUp(record);
+        return { tasks: scene.tasks, end: () => scene.end(), ...(reuse && { renew: () => scene.renew?.() }) };
+      },
+    });
+    const states: string[] = [];
+    const counts = exploreOptimal(program, ({ schedule, outcome }) => void states.push(`${formatSchedule(schedule)} ${outcome.state}`));
+    return { machines, counts, states };
+  };
+
+  test("and the runs are those of machines booted anew", () => {
+    const [anew, again] = [explored(false), explored(true)];
+    expect(again.counts).toEqual(anew.counts);
+    expect(again.states).toEqual(anew.states);
+    expect(anew.machines).toBe(anew.states.length + (anew.counts as { blocked: number }).blocked);
+    expect(again.machines).toBe(1);
+  });
+});

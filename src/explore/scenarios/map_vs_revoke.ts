@@ -58,6 +58,9 @@ const play: Play<World> = {
     },
     unmap: (w, stage) => stage.ioctl(w.iommufd, IOMMU_IOAS_UNMAP, w.unmap, ["ENOENT", "EBUSY"]),
   },
+  undo({ iommufd, unmap }, { calls: { process } }) {
+    process.run(process.sys.ioctl(iommufd, IOMMU_IOAS_UNMAP, unmap));
+  },
 };
 
 export function mapVsRevoke({ alter, unmapper = true }: MapVsRevokeOptions = {}): Scenario {

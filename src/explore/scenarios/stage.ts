@@ -22,13 +22,17 @@ import { type PciFunctionDescription, PciModel } from "../../kernel/pci/pci_mode
 import { VfioPciCoreDevice } from "../../kernel/vfio/pci/vfio_pci_core.ts";
 import type { VfioPciDmaBuf } from "../../kernel/vfio/pci/vfio_pci_dmabuf.ts";
 import { Errno } from "../../lib/errno.ts";
+import { KernelBug } from "../../lib/kernel_bug.ts";
 import { boot } from "../../machine/boot.ts";
 import type { ModelRegistry } from "../../machine/models.ts";
 import type { MachineDescription } from "../../machine/schema.ts";
 import type { Refcount } from "../../sched/refcount.ts";
 import type { Sched } from "../../sched/sched.ts";
 import type { Step, Task } from "../../sched/task.ts";
-import { InvariantBroken, type Recorder, type Scenario, type Scene } from "../tasks.ts";
+import type { Trace } from "../../trace/trace.ts";
+import { fingerprint } from "../fingerprint.ts";
+import { Numbers, Recorder } from "../recorder.ts";
+import { InvariantBroken, type Scenario, type Scene } from "../tasks.ts";
 import { Calls, COMMAND } from "./calls.ts";
 
 /** The functions of the machine. */
@@ -85,6 +89,9 @@ export class Stage {
   readonly #functions: readonly string[];
   /** What each task ended with. */
   readonly #results: Map<string, string> = new Map();
+  readonly #threads: Map<string, Task> = new Map();
+  #atFirst = "";
+  #time = 0;
   readonly #reaching: Map<string, number> = new Map();
   /** Windows in which a BAR may not be reached, that are open. */
   readonly #windows: Map<string, Set<string>> = new Map();
@@ -278,30 +285,51 @@ export class Stage {
 
   /** Starts a thread of the process; what it ends with becomes part of the state. */
   task(name: string, body: Step<string>): Task {
-    const task = this.calls.process.newThread(name);
-    const results = this.#results;
-    results.set(name, "not ended");
-    this.kernel.sched.start(
-      task,
-      (function* () {
-        results.set(name, yield* body);
-      })(),
-    );
+    let task = this.#threads.get(name);
+    if (task === undefined) {
+      task = this.calls.process.newThread(name);
+      this.#threads.set(name, task);
+    }
+    this.#results.set(name, "not ended");
+    this.kernel.sched.start(task, noted(this.#results, name, body));
     return task;
   }
 
-  /** What holds at the end of every scenario; the final state in words. */
-  end(more: string): string {
-    const { kernel, calls } = this;
-    checkInvariants(kernel);
+  /** All is set up: what that has queued is done first. The state that `isAsAtFirst` compares with. */
+  begin(): void {
+    this.kernel.sched.settle();
+    this.#atFirst = fingerprint(this.kernel, this.calls.process);
+    this.#time = this.kernel.sched.now;
+  }
+
+  isAsAtFirst(): boolean {
+    const { sched } = this.kernel;
+    if (this.#windows.size > 0 || fingerprint(this.kernel, this.calls.process) !== this.#atFirst) return false;
+    sched.now = this.#time;
+    return true;
+  }
+
+  /** What holds at the end of every run, while the process lives; the final state in words. */
+  state(): string {
+    checkInvariants(this.kernel);
     const ways = this.#functions.map((bdf) => this.reached(bdf)).join("+");
     const state = [...this.#results].map(([name, result]) => `${name} = ${result}`).join(", ");
+    return `${state}; reached ${ways}`;
+  }
+
+  /** The process ends: nothing may be left of it. */
+  exit(): void {
+    const { kernel, calls } = this;
     calls.process.run(calls.process.exit());
     kernel.sched.settle();
     const left = [...kernel.leakChecks].flatMap(([what, count]) => (count() === 0 ? [] : [`${count()} ${what}`]));
     if (left.length > 0) throw new InvariantBroken(`I4: left when the process has ended: ${left.join(", ")}`);
-    return `${state}; reached ${ways}${more === "" ? "" : `; ${more}`}`;
   }
+}
+
+/** Of the module, not of a run: a generator function made anew has a shape of its own, which only a full collection frees. */
+function* noted(results: Map<string, string>, name: string, body: Step<string>): Step<void> {
+  results.set(name, yield* body);
 }
 
 /** A scenario over a stage: `W` is what its set-up hands to its tasks. */
@@ -316,23 +344,86 @@ export interface Play<W> {
   readonly tasks: Readonly<Record<string, (world: W, stage: Stage) => Step<string>>>;
   /** When all tasks have ended: checks what is the scenario's own, and adds to the final state. */
   end?(world: W, stage: Stage): string;
+  /**
+   * Undoes, by calls, what the tasks may have done. Where all is then as it was
+   * before them, the next run takes place on the same machine; where it is not,
+   * or where this is absent, on one that is booted anew.
+   */
+  undo?(world: W, stage: Stage): void;
 }
 
 /** Called when the set-up is done, to put a part of another make in. */
 export type Alter<W> = (world: W, stage: Stage) => void;
 
 export function scenarioOf<W>(play: Play<W>, alter?: Alter<W>): Scenario {
+  let leavesNothing: boolean | undefined;
+  // A state that is as at first leaves as little as the first does: that is looked at once, instead of after every run.
+  const clean = (): boolean => {
+    leavesNothing ??= exitsClean(play, alter);
+    return leavesNothing;
+  };
   return {
     name: play.name,
     summary: play.summary,
     threads: Object.keys(play.tasks),
-    setUp(record): Scene {
-      const stage = new Stage(play.functions ?? 1, record);
-      const world = play.setUp(stage);
-      alter?.(world, stage);
-      stage.watch();
-      const tasks = Object.entries(play.tasks).map(([name, body]) => stage.task(name, body(world, stage)));
-      return { tasks, trace: stage.kernel.trace, end: () => stage.end(play.end?.(world, stage) ?? "") };
-    },
+    setUp: (record) => new StageScene(play, alter, clean, record),
   };
+}
+
+function exitsClean<W>(play: Play<W>, alter: Alter<W> | undefined): boolean {
+  const stage = new Stage(play.functions ?? 1, (sched) => new Recorder(sched, new Numbers()));
+  const world = play.setUp(stage);
+  alter?.(world, stage);
+  try {
+    stage.exit();
+    return true;
+  } catch (e) {
+    if (e instanceof KernelBug || e instanceof InvariantBroken) return false;
+    throw e;
+  }
+}
+
+class StageScene<W> implements Scene {
+  readonly tasks: readonly Task[];
+  readonly trace: Trace;
+  readonly #play: Play<W>;
+  readonly #stage: Stage;
+  readonly #world: W;
+  readonly #clean: () => boolean;
+  #again = false;
+
+  constructor(play: Play<W>, alter: Alter<W> | undefined, clean: () => boolean, record: (sched: Sched) => Recorder) {
+    this.#play = play;
+    this.#clean = clean;
+    this.#stage = new Stage(play.functions ?? 1, record);
+    this.#world = play.setUp(this.#stage);
+    alter?.(this.#world, this.#stage);
+    this.#stage.watch();
+    this.#stage.begin();
+    this.trace = this.#stage.kernel.trace;
+    this.tasks = this.#start();
+  }
+
+  #start(): Task[] {
+    return Object.entries(this.#play.tasks).map(([name, body]) => this.#stage.task(name, body(this.#world, this.#stage)));
+  }
+
+  end(): string {
+    const stage = this.#stage;
+    const more = this.#play.end?.(this.#world, stage) ?? "";
+    const state = stage.state();
+    this.#again = this.#play.undo !== undefined && this.#clean() && this.#undone(this.#play.undo);
+    if (!this.#again) stage.exit();
+    return more === "" ? state : `${state}; ${more}`;
+  }
+
+  #undone(undo: (world: W, stage: Stage) => void): boolean {
+    undo(this.#world, this.#stage);
+    this.#stage.kernel.sched.settle();
+    return this.#stage.isAsAtFirst();
+  }
+
+  renew(): readonly Task[] | undefined {
+    return this.#again ? this.#start() : undefined;
+  }
 }
