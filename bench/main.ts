@@ -1,12 +1,13 @@
-/** `npm run bench -- [pagetables|areas|boot|negotiate|host|run] [options]`: all of them when none is named. */
+/** `npm run bench -- [pagetables|areas|boot|negotiate|host|run|explore] [options]`: all of them when none is named. */
 import * as areas from "./areas.ts";
 import * as boot from "./boot.ts";
+import * as explore from "./explore.ts";
 import * as host from "./host.ts";
 import * as negotiate from "./negotiate.ts";
 import * as pagetables from "./pagetables.ts";
 import * as runs from "./run.ts";
 
-const suites: Readonly<Record<string, { run(args: string[]): unknown }>> = { pagetables, areas, boot, negotiate, host, run: runs };
+const suites: Readonly<Record<string, { run(args: string[]): unknown }>> = { pagetables, areas, boot, negotiate, host, run: runs, explore };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {

@@ -3,12 +3,13 @@
  * costs. Every fifth step takes the lock that all share, the others one of the
  * task's own; a task's steps are its lock operations.
  */
-import { KernelBug } from "../../lib/kernel_bug.ts";
-import { LockClass } from "../../sched/lockdep.ts";
-import { Mutex } from "../../sched/locks.ts";
-import { Sched } from "../../sched/sched.ts";
-import type { Step, Task } from "../../sched/task.ts";
-import type { Scenario, Scene } from "../tasks.ts";
+
+import type { Scenario, Scene } from "../src/explore/index.ts";
+import { KernelBug } from "../src/lib/kernel_bug.ts";
+import { LockClass } from "../src/sched/lockdep.ts";
+import { Mutex } from "../src/sched/locks.ts";
+import { Sched } from "../src/sched/sched.ts";
+import type { Step, Task } from "../src/sched/task.ts";
 
 const SHARED = new LockClass("shared");
 const OWN = new LockClass("own");

@@ -1,0 +1,81 @@
+/**
+ * What exploring costs: runs and steps each second on three fixed scenarios, on
+ * one thread and on two, and a small lock protocol here and in SPIN.
+ *
+ * Each figure is taken from a process that has run the scenario for a while
+ * already: the first thousand runs are a compiler's. With two jobs each has its
+ * own machines and draws its own schedules, so the runs differ; a processor for
+ * each is what makes the figure.
+ *
+ * Beside the figure stands the same per second of processor time, which is the
+ * figure of a machine that does nothing else.
+ *
+ * Arguments: `--seconds N` (5) for each figure, `--warm N` (3) before it.
+ * SPIN is Debian's; where it is missing and this process is root, it is
+ * installed with apt-get, and where it cannot be, the bench says so.
+ */
+import { mkdtempSync, rmSync } from "node:fs";
+import { cpus, tmpdir } from "node:os";
+import { join } from "node:path";
+import { build } from "esbuild";
+import { Piscina } from "piscina";
+import type { Done, Job } from "./explore_worker.ts";
+import { compareWithSpin } from "./spin.ts";
+
+const SCENARIOS = [
+  { name: "small-tasks", what: "3 tasks of 20 lock operations", target: 100_000 },
+  { name: "map-vs-revoke", what: "the whole kernel, its machine used again", target: 10_000 },
+  { name: "revoke-refcount", what: "the whole kernel, booted for each run", target: undefined },
+] as const;
+
+const out = (text: string): void => void process.stdout.write(`${text}\n`);
+const count = (n: number): string => Math.round(n).toLocaleString("en").padStart(9);
+
+function option(args: readonly string[], name: string, fallback: number): number {
+  const at = args.indexOf(name);
+  const n = at < 0 ? fallback : Number(args[at + 1]);
+  if (!(n > 0)) throw new RangeError(`${name} takes a number of seconds`);
+  return n;
+}
+
+function line(what: string, done: readonly Done[], target: number | undefined): void {
+  const sum = (of: (d: Done) => number): number => done.reduce((n, d) => n + of(d) / d.seconds, 0);
+  const runs = sum((d) => d.executions + d.blocked);
+  const cpu = done.reduce((n, d) => n + d.cpuSeconds, 0) / done.length;
+  const perCpu = done.reduce((n, d) => n + d.executions + d.blocked, 0) / cpu;
+  const verdict = target === undefined ? "" : `  target ${target.toLocaleString("en")}: ${runs >= target ? "met" : "MISSED"}`;
+  out(`  ${what.padEnd(34)}${count(runs)} runs/s ${count(sum((d) => d.steps))} steps/s ${count(perCpu)} runs/CPU s${verdict}`);
+}
+
+export async function run(args: string[]): Promise<void> {
+  const seconds = option(args, "--seconds", 5);
+  const warmSeconds = option(args, "--warm", 3);
+  // What a program that imports barlink runs: JavaScript without a loader's hooks.
+  const dir = mkdtempSync(join(tmpdir(), "barlink-bench-"));
+  const filename = join(dir, "worker.mjs");
+  await build({
+    entryPoints: [join(import.meta.dirname, "explore_worker.ts")],
+    outfile: filename,
+    bundle: true,
+    format: "esm",
+    platform: "node",
+    target: "node20",
+    logLevel: "silent",
+  });
+  const pool = new Piscina<Job, Done>({ filename, minThreads: 2, maxThreads: 2, execArgv: [] });
+  try {
+    for (const { name, what, target } of SCENARIOS) {
+      const job = (strategy: Job["strategy"], seed: number): Job => ({ scenario: name, strategy, seed, warmSeconds, seconds });
+      out(`${name}: ${what}`);
+      const optimal = await pool.run(job("optimal", 1));
+      line(`each trace once${optimal.traces === undefined ? "" : ` (${optimal.traces.toLocaleString("en")} traces)`}`, [optimal], target);
+      line("drawn at random, 1 job", [await pool.run(job("random", 1))], undefined);
+      line("drawn at random, 2 jobs", await Promise.all([1, 2].map((seed) => pool.run(job("random", seed)))), undefined);
+    }
+  } finally {
+    await pool.destroy();
+    rmSync(dir, { recursive: true });
+  }
+  out(`${cpus().length} processors, ${cpus()[0]?.model ?? "unknown"}\n`);
+  compareWithSpin(out);
+}
