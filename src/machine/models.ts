@@ -10,7 +10,7 @@ import { Ivshmem } from "../devices/ivshmem.ts";
 import { Nvme } from "../devices/nvme.ts";
 import { PciTestdev } from "../devices/pci_testdev.ts";
 import type { PciModel } from "../kernel/pci/pci_model.ts";
-import { type DeviceNode, parseSize, pathOf, sizeSchema } from "./schema.ts";
+import { type DeviceNode, ONCE, parseSize, pathOf, sizeSchema } from "./schema.ts";
 
 /** Makes the model anew at each boot, always with the same description object. */
 export type ModelFactory = () => PciModel;
@@ -26,7 +26,7 @@ export type ModelRegistry = Readonly<Record<string, ModelKind>>;
 export function defineModel<T>(options: z.ZodType<T>, make: (options: T) => ModelFactory): ModelKind {
   return {
     resolve(value, path) {
-      const r = options.safeParse(value ?? {});
+      const r = options.safeParse(value ?? {}, ONCE);
       if (!r.success) return r.error.issues.flatMap((i) => problemsOf(i, path));
       const factory = make(r.data);
       try {

@@ -126,9 +126,12 @@ export class MachineError extends Error {
   }
 }
 
+/** A description is read once: a validator that is compiled for it first would take longer. */
+export const ONCE = { jitless: true } as const;
+
 /** Validates what JSON.parse gave. Throws `MachineError`; `source` is what it calls the input. */
 export function parseMachine(value: unknown, source = "the description"): MachineDescription {
-  const r = machineSchema.safeParse(value);
+  const r = machineSchema.safeParse(value, ONCE);
   if (r.success) return r.data;
   throw new MachineError(source, r.error.issues.map(describeIssue));
 }
