@@ -85,7 +85,8 @@ export function runLoop(core: Core, listenerFd: number, programPid: () => number
       }
       look = n === 0 ? Math.min(look * 2, SIGNAL_LOOK_MS.most) : SIGNAL_LOOK_MS.first;
     }
-    if (n === 0 && performance.now() - lastReap >= REAP_MS) {
+    // However busy others keep us.
+    if (performance.now() - lastReap >= REAP_MS) {
       lastReap = performance.now();
       reap();
     }

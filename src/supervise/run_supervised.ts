@@ -76,7 +76,11 @@ function serve(core: Core, order: RunOrder, starter: ProgramStarter, tell: (m: R
   const programPid = (): number | undefined => {
     if (pid === undefined) {
       pid = spawn.poll()?.pid;
-      if (pid !== undefined) tell({ kind: "started", pid });
+      if (pid !== undefined) {
+        // On the list before its first call, which may be long in coming.
+        core.registry.thread(pid);
+        tell({ kind: "started", pid });
+      }
     }
     return pid;
   };

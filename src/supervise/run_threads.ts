@@ -28,8 +28,6 @@ export class RunThreads {
       this.#worker.on("error", (e) => failed(e instanceof Error ? (e.stack ?? e.message) : String(e)));
       this.#worker.once("exit", () => failed("the supervising thread ended"));
     });
-    this.#worker.stdout?.resume();
-    this.#worker.stderr?.on("data", (d: Uint8Array) => process.stderr.write(d));
     this.#worker.unref();
   }
 
@@ -37,6 +35,9 @@ export class RunThreads {
   supervise(order: RunOrder, started: (pid: number) => void): Promise<LastMessage> {
     this.#started = started;
     this.#worker.ref();
+    // Who reads them keeps this process alive.
+    this.#worker.stdout?.resume();
+    this.#worker.stderr?.on("data", (d: Uint8Array) => process.stderr.write(d));
     this.#worker.postMessage(order);
     return this.#last;
   }

@@ -49,7 +49,7 @@ while [ "$round" -lt 5 ]; do
   [ -n "$found" ] || break
 done
 case $killed in
-  0) what='barlink was killed; its program did not run' ;;
+  0) what='barlink was killed while its program was starting' ;;
   1) what='barlink was killed, and its program with it: the devices that it used are gone' ;;
   *) what="barlink was killed, and the $killed processes of its program with it: the devices that they used are gone" ;;
 esac

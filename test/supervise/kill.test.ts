@@ -44,6 +44,16 @@ describe("a process of the program is killed", () => {
   });
 });
 
+describe("a process that never made a call", () => {
+  it("is waited for when it ends as an orphan, however busy others are", async () => {
+    const run = new Running(["--", core, "unseen"]);
+    expect(await run.ended).toEqual({ status: 0, signal: null });
+    expect(run.out).toBe("zombies: 0\n");
+    expect(run.err).toBe(NOTHING_LEFT);
+    await nothingLeft();
+  });
+});
+
 describe("the program is killed", () => {
   it(`at any of ${full ? 50 : 6} moments: barlink ends by the same signal, and nothing is left`, async () => {
     for (let i = 0; i < (full ? 50 : 6); i++) {
@@ -97,6 +107,17 @@ describe("barlink is killed", () => {
       expect((await run.ended).signal).toBe("SIGKILL");
       await nothingLeft();
     }
+  });
+});
+
+describe("a command line without a program", () => {
+  it.each([
+    [["--help"], 0],
+    [[], 2],
+  ])("ends at once: run %j", async (args, status) => {
+    // --debug comes first here.
+    expect(await new Running(args).ended).toEqual({ status, signal: null });
+    await nothingLeft();
   });
 });
 

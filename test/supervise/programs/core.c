@@ -157,6 +157,25 @@ static int massacre(int n) {
 	printf("barlink has %d files more\n", after - before); return 0;
 }
 
+static int zombies(void) {
+	char path[64]; int n = 0; DIR *d = opendir("/proc");
+	for (struct dirent *e; d && (e = readdir(d));) {
+		int ppid; char state; snprintf(path, sizeof path, "/proc/%.20s/stat", e->d_name); FILE *f = atoi(e->d_name) > 0 ? fopen(path, "r") : 0;
+		if (f == 0) continue;
+		n += fscanf(f, "%*d (%*[^)]) %c %d", &state, &ppid) == 2 && ppid == getppid() && state == 'Z'; fclose(f);
+	}
+	if (d) closedir(d);
+	return n;
+}
+/* An orphan ends without a call that barlink sees, while others call all the time. */
+static int unseen(void) {
+	int fd = iommufd(0), left = 0;
+	if (fork() == 0) { if (fork() == 0) { usleep(50000); syscall(SYS_exit, 0); } syscall(SYS_exit, 0); }
+	wait(0); usleep(100000);
+	for (int i = 0; i < 150 && (i == 0 || left > 0); i++) { for (int k = 0; k < 10; k++) { alloc(fd); usleep(2000); } left = zombies(); }
+	printf("zombies: %d\n", left); return 0;
+}
+
 /* getpriority of these is served by the test: it waits until somebody wakes, or a signal comes. */
 #define WAIT 9001
 #define WAKE 9002
@@ -198,6 +217,7 @@ int main(int c, char **v) {
 	if (!strcmp(m, "forever")) return forever(n);
 	if (!strcmp(m, "leader")) return leader();
 	if (!strcmp(m, "massacre")) return massacre(n);
+	if (!strcmp(m, "unseen")) return unseen();
 	if (!strcmp(m, "blocked")) return blocked();
 	if (!strcmp(m, "interrupted")) return interrupted(n);
 	if (!strcmp(m, "killed")) return killed();
