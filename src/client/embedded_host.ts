@@ -78,11 +78,11 @@ export class EmbeddedHost extends Program<EmbeddedTransport> {
     this.#kthread(`unplug ${address}`, () => this.kernel.pci.removeDevice(address));
   }
 
-  /** The page-table entry behind `iova` for a device's DMA; undefined when nothing is mapped. */
+  /** The page-table entry behind `iova` for a device's DMA; undefined when nothing is mapped, or the table is a guest's. */
   lookUp(address: string, iova: bigint): Translated | undefined {
     const dev = this.kernel.pci.devices.get(address);
     if (dev === undefined) throw new RangeError(`no device ${address} on this machine; it has ${this.devices.join(", ")}`);
-    const table = this.kernel.iommu.requester(dev.rid)?.domain.pageTable;
+    const table = this.kernel.iommu.requester(dev.rid)?.domain.pageTableOrNone;
     const t = table?.translate(iova);
     const leaf = [...(table?.walk(iova, iova) ?? [])].find((e) => e.kind === "leaf");
     if (t === undefined || leaf === undefined) return undefined;

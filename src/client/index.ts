@@ -6,7 +6,7 @@ export { EmbeddedTransport } from "./embedded_transport.ts";
 export { type CallArguments, CallError } from "./error.ts";
 export { Handle } from "./handle.ts";
 export { Host } from "./host.ts";
-export { Hwpt, Ioas, Iommufd, type IovaRange, type IovaRanges, type MapFileOptions, type MapOptions } from "./iommufd.ts";
+export { Hwpt, type HwptOptions, Ioas, Iommufd, type IovaRange, type IovaRanges, type MapFileOptions, type MapOptions } from "./iommufd.ts";
 export { readMachine } from "./machine_file.ts";
 export { Program } from "./program.ts";
 export type { FileStatus, Mapping, PollRequest, Signal, Transport, UserBuffer } from "./transport.ts";

@@ -33,6 +33,16 @@ export interface IovaRanges {
   readonly alignment: bigint;
 }
 
+export interface HwptOptions {
+  /** Id of the device that is to use it. */
+  readonly device: number;
+  /** Id of an IOAS or of a page table. */
+  readonly parent: number;
+  readonly flags?: number;
+  /** IOMMU_HWPT_DATA_*, and the structure of that type. */
+  readonly data?: { readonly type: number; readonly bytes: Uint8Array };
+}
+
 const mapFlags = (o: MapOptions): number =>
   (o.iova === undefined ? 0 : u.IOMMU_IOAS_MAP_FIXED_IOVA) |
   (o.readable === false ? 0 : u.IOMMU_IOAS_MAP_READABLE) |
@@ -52,12 +62,22 @@ export class Iommufd extends Handle {
     this.call("IOMMU_DESTROY", u.IOMMU_DESTROY, a.bytes, { id });
   }
 
-  /** A page table over an IOAS (or nested in a HWPT) that a device can be attached to. `flags`: IOMMU_HWPT_ALLOC_*. */
-  allocHwpt(options: { readonly device: number; readonly parent: number; readonly flags?: number }): Hwpt {
-    const { device, parent, flags = 0 } = options;
-    const a = u.IommuHwptAlloc.alloc({ size: u.IommuHwptAlloc.size, flags, dev_id: device, pt_id: parent });
-    this.call("IOMMU_HWPT_ALLOC", u.IOMMU_HWPT_ALLOC, a.bytes, { flags, dev_id: device, pt_id: parent });
-    return new Hwpt(this, a.out_hwpt_id);
+  /**
+   * A page table that a device can be attached to: over an IOAS, or with `data`, a driver's own description of a guest's table,
+   * nested in a page table made with IOMMU_HWPT_ALLOC_NEST_PARENT. `flags`: IOMMU_HWPT_ALLOC_*.
+   */
+  allocHwpt(options: HwptOptions): Hwpt {
+    const { device, parent, flags = 0, data } = options;
+    return this.os.withMemory((alloc) => {
+      const a = u.IommuHwptAlloc.alloc({ size: u.IommuHwptAlloc.size, flags, dev_id: device, pt_id: parent });
+      if (data !== undefined) {
+        const buffer = alloc(data.bytes.length);
+        buffer.set(data.bytes);
+        u.IommuHwptAlloc.assign(a, { data_type: data.type, data_len: data.bytes.length, data_uptr: buffer.address });
+      }
+      this.call("IOMMU_HWPT_ALLOC", u.IOMMU_HWPT_ALLOC, a.bytes, { flags, dev_id: device, pt_id: parent, data_type: a.data_type });
+      return new Hwpt(this, a.out_hwpt_id);
+    });
   }
 
   /** Sets IOMMU_OPTION_* on the whole context (`object` 0) or one object. */
@@ -227,6 +247,30 @@ export class Hwpt {
   constructor(iommufd: Iommufd, id: number) {
     this.iommufd = iommufd;
     this.id = id;
+  }
+
+  /**
+   * Says what changed in a guest's table: requests of one length, of the type IOMMU_HWPT_INVALIDATE_DATA_*. A failure ends
+   * them; `entry_num` among the error's arguments is how many were carried out before.
+   */
+  invalidate(type: number, entries: readonly Uint8Array[]): void {
+    const { os, fd } = this.iommufd;
+    const length = entries[0]?.length ?? 0;
+    if (entries.some((e) => e.length !== length)) throw new RangeError("invalidations of one call are of one length");
+    os.withMemory((alloc) => {
+      const list = alloc(Math.max(1, length * entries.length));
+      for (const [i, e] of entries.entries()) list.set(e, i * length);
+      const a = u.IommuHwptInvalidate.alloc({
+        size: u.IommuHwptInvalidate.size,
+        hwpt_id: this.id,
+        data_uptr: list.address,
+        data_type: type,
+        entry_len: length,
+        entry_num: entries.length,
+      });
+      const r = os.ioctlBytes(fd, u.IOMMU_HWPT_INVALIDATE, a.bytes);
+      must(r, "IOMMU_HWPT_INVALIDATE", { hwpt_id: this.id, data_type: type, entry_num: a.entry_num });
+    });
   }
 
   destroy(): void {
