@@ -1,6 +1,7 @@
 export { type AbstractThread, abstractProgram, choose, lock, type Op, read, unlock, update, write } from "./abstract.ts";
 export { exploreOptimal } from "./dpor.ts";
 export { formatInterleaving, type Told, type ToldStep, tell } from "./interleaving.ts";
+export { type KernelScenario, kernelScenario } from "./kernel_scenario.ts";
 export {
   type Counts,
   type Decide,

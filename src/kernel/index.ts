@@ -1,6 +1,20 @@
 /** The embedded kernel, for who drives it without a client. In the order of reading. */
 
+export type { Step, Task } from "../sched/task.ts";
 export { Device } from "./device.ts";
+// What exporters and importers of your own are written with.
+export {
+  type DmaBufAttachment,
+  type DmaBufAttachOps,
+  type DmaDirection,
+  dmaBufDetach,
+  dmaBufDynamicAttach,
+  dmaBufInvalidateMappings,
+  dmaBufMapAttachment,
+  dmaBufUnmapAttachment,
+} from "./dma_buf/attachment.ts";
+export { type DmaBuf, type DmaBufOps, dmaBufExport, dmaBufPut } from "./dma_buf/dma_buf.ts";
+export type { SgTable } from "./dma_buf/mapping.ts";
 export { systemHeapInit } from "./dma_buf/system_heap.ts";
 export { udmabufInit } from "./dma_buf/udmabuf.ts";
 export { File, type FileOps } from "./fs/file.ts";
