@@ -33,7 +33,7 @@ import { PAGE_SHIFT, PAGE_SIZE, type Pfn } from "../lib/addr.ts";
 import { EINVAL, Errno } from "../lib/errno.ts";
 import { bugOn } from "../lib/kernel_bug.ts";
 import type { LostReason } from "../trace/events/mm.ts";
-import { F_SEAL_SHRINK, O_ACCMODE, O_APPEND, O_NOCTTY, O_NONBLOCK, O_RDONLY, O_RDWR, S_IFMT, S_IFREG } from "../uapi/index.ts";
+import { F_SEAL_SEAL, F_SEAL_SHRINK, O_ACCMODE, O_APPEND, O_NOCTTY, O_NONBLOCK, O_RDONLY, O_RDWR, S_IFMT, S_IFREG } from "../uapi/index.ts";
 import { type PageStore, PinBudget, PinnedPages } from "./pins.ts";
 
 /** What kind of memory the file is: "disk" is not memory. */
@@ -144,8 +144,8 @@ export class RealFile implements PageStore, PageSource {
   #writable = false;
   /** Bytes of its pages. */
   #unit = PAGE_SIZE;
-  /** For good, once it is. */
-  #shrinkSealed = false;
+  /** undefined while that may change. */
+  #shrinkSealed: boolean | undefined = undefined;
   #users = 0;
   #views: FileView[] = [];
 
@@ -330,11 +330,14 @@ export class RealFile implements PageStore, PageSource {
   }
 
   #cannotShrink(): boolean {
-    if (!this.#shrinkSealed) {
+    if (this.#shrinkSealed === undefined) {
       const seals = this.seals();
-      this.#shrinkSealed = !(seals instanceof Errno) && (seals & F_SEAL_SHRINK) !== 0;
+      if (seals instanceof Errno) return false;
+      if ((seals & F_SEAL_SHRINK) !== 0) this.#shrinkSealed = true;
+      // Nothing more can be sealed: memory shared by mmap is so from the start.
+      else if ((seals & F_SEAL_SEAL) !== 0) this.#shrinkSealed = false;
     }
-    return this.#shrinkSealed;
+    return this.#shrinkSealed ?? false;
   }
 
   #byView(page: number, access: (v: FileView, address: bigint) => LostReason | undefined): LostReason | undefined {

@@ -34,6 +34,27 @@ export function userPage(kernel: Kernel, addr: bigint): Pfn | Errno {
   return pfns[0] ?? EFAULT;
 }
 
+const AT_A_TIME = 512;
+
+/** The frames behind the pages from the one of `start` to that of `last`, in order; an error where one cannot be had, and no more. */
+function* userPages(kernel: Kernel, start: bigint, last: bigint): Generator<Pfn | Errno, void, void> {
+  const { memory } = kernel.current.mm;
+  for (let at = start & ~PAGE_MASK_N; at <= last; ) {
+    const n = Math.min(Number((last - at) / PAGE_SIZE_N) + 1, AT_A_TIME);
+    const pfns = memory.pin(at, n, false);
+    if (!(pfns instanceof Errno)) {
+      memory.unpin(pfns, false);
+      yield* pfns;
+    }
+    for (let k = 0; pfns instanceof Errno && k < n; k++) {
+      const pfn = userPage(kernel, at + BigInt(k) * PAGE_SIZE_N);
+      yield pfn;
+      if (pfn instanceof Errno) return;
+    }
+    at += BigInt(n) * PAGE_SIZE_N;
+  }
+}
+
 /** A hardware page table of the mock unit, with a reference. ENOENT; EINVAL: another unit's. */
 function mockHwpt(ctx: IommufdCtx, id: number): { hwpt: HwptPaging; domain: MockDomain } | Errno {
   const hwpt = getObject(ctx, id, HwptPaging);
@@ -51,10 +72,15 @@ export function* checkMap(ctx: IommufdCtx, id: number, { iova, length, uptr }: T
   try {
     const step = smallestPage(t.domain);
     if (((iova | length | uptr) & (step - 1n)) !== 0n || uptr + length > U64_MAX) return EINVAL;
-    for (let at = 0n; at < length; at += step) {
-      const pfn = userPage(ctx.kernel, uptr + at);
+    let at = 0n;
+    if (length === 0n) return undefined;
+    for (const pfn of userPages(ctx.kernel, uptr, uptr + length - 1n)) {
       if (pfn instanceof Errno) return pfn;
-      if (t.domain.iovaToPhys(iova + at) !== (BigInt(pfn) << BigInt(PAGE_SHIFT)) + ((uptr + at) & PAGE_MASK_N)) return EINVAL;
+      // The table's pages may be smaller than the memory's.
+      do {
+        if (t.domain.iovaToPhys(iova + at) !== (BigInt(pfn) << BigInt(PAGE_SHIFT)) + ((uptr + at) & PAGE_MASK_N)) return EINVAL;
+        at += step;
+      } while (at < length && ((uptr + at) & PAGE_MASK_N) !== 0n);
     }
     return undefined;
   } finally {
@@ -76,11 +102,13 @@ export function checkIotlb(ctx: IommufdCtx, id: number, { id: word, iotlb }: Tes
 export function checkRefs({ kernel }: IommufdCtx, { length, uptr, refs }: TestCmd["check_refs"]): Errno | undefined {
   if (((length | uptr) & PAGE_MASK_N) !== 0n || uptr + length > U64_MAX) return EINVAL;
   const { memory } = kernel.current.mm;
-  for (let at = uptr; at < uptr + length; at += PAGE_SIZE_N) {
-    const pfn = userPage(kernel, at);
+  if (length === 0n) return undefined;
+  let at = uptr;
+  for (const pfn of userPages(kernel, uptr, uptr + length - 1n)) {
     if (pfn instanceof Errno) return pfn;
     const huge = memory instanceof AddressSpace && memory.find(at)?.cache?.huge === true;
     if (!huge && kernel.frames.pins(pfn) !== refs) return EIO;
+    at += PAGE_SIZE_N;
   }
   return undefined;
 }
