@@ -3,6 +3,7 @@
  */
 import * as compatibility from "./compatibility.ts";
 import * as dpor from "./dpor.ts";
+import * as events from "./events.ts";
 import * as golden from "./golden.ts";
 import * as hostile from "./hostile.ts";
 import * as iommu from "./iommu.ts";
@@ -15,6 +16,7 @@ import * as stress from "./stress.ts";
 const suites: Readonly<Record<string, { run(args: string[]): number | Promise<number> }>> = {
   compatibility,
   dpor,
+  events,
   golden,
   hostile,
   p2p,

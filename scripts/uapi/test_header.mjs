@@ -1,7 +1,8 @@
 /**
  * node scripts/uapi/test_header.mjs
  *
- * Prints, as a C header, the iommufd test command as dist/uapi has it: for programs that use it, since no installed header does.
+ * Prints, as a C header, the iommufd test command and the structures of its unit as dist/uapi has them: for programs that use
+ * them, since no installed header does.
  */
 import * as uapi from "../../dist/uapi/index.js";
 
@@ -24,15 +25,13 @@ function members(struct, indent) {
 }
 
 const constants = Object.entries(uapi).filter(
-  ([name, v]) => /^(IOMMU_TEST_|MOCK_)/.test(name) && (typeof v === "number" || typeof v === "bigint"),
+  ([name, v]) => /^(IOMMU_TEST_|MOCK_)|_SELFTEST/.test(name) && (typeof v === "number" || typeof v === "bigint"),
 );
+const structs = [uapi.IommuTestCmd, ...Object.values(uapi).filter((s) => s?.fields !== undefined && /_selftest$/.test(s.name))];
 process.stdout.write(`/* Written by scripts/uapi/test_header.mjs. */
 #include <linux/types.h>
 
 ${constants.map(([name, v]) => `#define ${name} 0x${v.toString(16)}`).join("\n")}
 
-struct ${uapi.IommuTestCmd.name} {
-${members(uapi.IommuTestCmd, "\t")}
-};
-_Static_assert(sizeof(struct ${uapi.IommuTestCmd.name}) == ${uapi.IommuTestCmd.size}, "layout");
+${structs.map((s) => `struct ${s.name} {\n${members(s, "\t")}\n};\n_Static_assert(sizeof(struct ${s.name}) == ${s.size}, "layout");`).join("\n\n")}
 `);
