@@ -4,6 +4,7 @@
 import * as compatibility from "./compatibility.ts";
 import * as dpor from "./dpor.ts";
 import * as events from "./events.ts";
+import * as fuzz from "./fuzz.ts";
 import * as golden from "./golden.ts";
 import * as hostile from "./hostile.ts";
 import * as iommu from "./iommu.ts";
@@ -17,6 +18,7 @@ const suites: Readonly<Record<string, { run(args: string[]): number | Promise<nu
   compatibility,
   dpor,
   events,
+  fuzz,
   golden,
   hostile,
   p2p,

@@ -60,8 +60,10 @@ import type { ViommuCore, ViommuOps } from "./viommu.ts";
 
 const mockOps: IommuOps = { name: "mock" };
 
+/** Level of the top table, which is fixed; what three levels of half-size pages span. */
+const TOP_LEVEL = 2;
 /** Bits of an IOVA. */
-const WIDTH = 56;
+const WIDTH = 38;
 const PAGE_SIZE = 0x1000n;
 const PAGING_FLAGS = IOMMU_HWPT_ALLOC_DIRTY_TRACKING | IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_PASID;
 /** Above every requester id of a bus. */
@@ -107,7 +109,8 @@ export class MockDomain extends IommuDomain {
       ? { apertureStart: 0n, apertureEnd: (1n << BigInt(WIDTH)) - 1n }
       : { apertureStart: MOCK_APERTURE_START, apertureEnd: MOCK_APERTURE_LAST };
     // Tests of huge pages map nothing else, but a domain must take the CPU's pages to be of use at all.
-    const options = huge ? { vasz: WIDTH, pgsizes: BigInt(MOCK_HUGE_PAGE_SIZE) | PAGE_SIZE } : { vasz: WIDTH };
+    const shape = { vasz: WIDTH, topLevel: TOP_LEVEL };
+    const options = huge ? { ...shape, pgsizes: BigInt(MOCK_HUGE_PAGE_SIZE) | PAGE_SIZE } : shape;
     super({
       kernel,
       type: "unmanaged",

@@ -329,21 +329,48 @@ function* rwPages(pages: IoptPages, startByte: bigint, data: Uint8Array, flags: 
     mm.put();
     return left > 0 ? EFAULT : undefined;
   }
+  const first = Number(startByte / PAGE_SIZE_N);
+  const last = Number((startByte + BigInt(data.length) - 1n) / PAGE_SIZE_N);
+  if (pages.type === "user" && first === last && mm.getNotZero()) {
+    try {
+      return yield* rwPage(pages, pages.baseByte + startByte, data, write);
+    } finally {
+      mm.put();
+    }
+  }
   return yield* rwFrames(pages, startByte, data, write);
+}
+
+/** A single page: the one that is at the address now, whatever was pinned there. EINVAL, EFAULT. */
+function* rwPage({ kernel, source }: IoptPages, addr: bigint, data: Uint8Array, write: boolean): Step<Errno | undefined> {
+  if (kernel.fault.iommufd("page")) return EINVAL;
+  const { mm } = source;
+  yield* mm.mmapLock.downRead();
+  let pfns: Pfn[] | Errno;
+  try {
+    pfns = mm.memory.pin(addr & ~PAGE_MASK_N, 1, write);
+  } finally {
+    mm.mmapLock.upRead();
+  }
+  if (pfns instanceof Errno) return pfns;
+  const [pfn] = pfns;
+  if (pfn === undefined) return EFAULT;
+  const offset = Number(addr & PAGE_MASK_N);
+  if (write) kernel.frames.writeFrame(pfn, offset, data);
+  else kernel.frames.readFrame(pfn, offset, data);
+  mm.memory.unpin(pfns, write);
+  return undefined;
 }
 
 /** Through frames that are pinned, or pinned for the moment. */
 function* rwFrames(pages: IoptPages, startByte: bigint, data: Uint8Array, write: boolean): Step<Errno | undefined> {
   const first = Number(startByte / PAGE_SIZE_N);
   const last = Number((startByte + BigInt(data.length) - 1n) / PAGE_SIZE_N);
-  const { frames, fault } = pages.kernel;
-  // A single page of a process needs no list of them.
-  const single = first === last && pages.type === "user" && pages.source.mm.alive;
-  if (single && fault.iommufd("page")) return EINVAL;
+  const { frames } = pages.kernel;
   yield* pages.mutex.lock();
   try {
-    let e = single ? undefined : pages.temporary("batch");
-    e ??= yield* pages.pin(first, last, single);
+    let e = pages.temporary("batch");
+    e ??= yield* pages.pin(first, last);
     if (e === undefined) {
       let offset = Number(startByte & PAGE_MASK_N);
       let at = 0;

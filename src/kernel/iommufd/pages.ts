@@ -19,8 +19,8 @@
  *
  * Source: drivers/iommu/iommufd/pages.c, spec sections 4.3 and 7.2.
  */
-import { PAGE_SHIFT, PAGE_SIZE_N, type Pfn } from "../../lib/addr.ts";
-import { EFAULT, EINVAL, ENOMEM, Errno } from "../../lib/errno.ts";
+import { PAGE_SHIFT, PAGE_SIZE_N, type Pfn, U64_MAX } from "../../lib/addr.ts";
+import { EFAULT, EINVAL, ENOMEM, EOVERFLOW, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
@@ -270,6 +270,8 @@ export class IoptPages {
     const { file } = this;
     if (file !== undefined) return yield* pinFilePages(file, page, npages, this.writable);
     const { mm } = this.source;
+    // The last page of all has no end; only a pin of the caller's own memory looks at that first.
+    if (mm === this.kernel.current.mm && BigInt(page + npages) << BigInt(PAGE_SHIFT) > U64_MAX) return EOVERFLOW;
     if (!mm.getNotZero()) return EFAULT;
     try {
       yield* mm.mmapLock.downRead();

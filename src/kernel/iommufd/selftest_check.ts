@@ -25,10 +25,12 @@ import { respond, type Ucmd } from "./ucmd.ts";
 
 type TestCmd = ViewOf<typeof IommuTestCmd>;
 
-/** The frame behind an address of the calling process, as a fault finds it; EFAULT. No reference is kept. */
+/** The frame behind an address of the calling process, as a fault finds it; EFAULT; EOVERFLOW on the last page of all. No reference is kept. */
 export function userPage(kernel: Kernel, addr: bigint): Pfn | Errno {
   const { memory } = kernel.current.mm;
-  const pfns = memory.pin(addr & ~PAGE_MASK_N, 1, false);
+  const page = addr & ~PAGE_MASK_N;
+  if (page + PAGE_SIZE_N > U64_MAX) return EOVERFLOW;
+  const pfns = memory.pin(page, 1, false);
   if (pfns instanceof Errno) return pfns;
   memory.unpin(pfns, false);
   return pfns[0] ?? EFAULT;

@@ -117,6 +117,8 @@ function* checkExtension(ctx: IommufdCtx, type: bigint): Step<number | Errno> {
     case V.VFIO_TYPE1_IOMMU:
     case V.VFIO_TYPE1v2_IOMMU:
     case V.VFIO_UNMAP_ALL:
+    // Built with it, as the recorded kernel is; such a group can only never be there.
+    case V.VFIO_NOIOMMU_IOMMU:
       return 1;
     case V.VFIO_DMA_CC_IOMMU:
       return yield* withIoas(ctx, undefined, function* (ioas): Step<number> {

@@ -390,8 +390,11 @@ class Scene {
       const origin = a.origin + (Math.floor(where / PAGE) - a.first);
       const inPage = where % PAGE;
       const n = Math.min(PAGE - inPage, length - done);
-      // The program's own memory is reached by its addresses, as long as it may be.
-      const frame = a.pages.kind === "user" && !slow ? (this.current.user[origin] as Frame) : this.frameOf(a.pages, origin);
+      // The program's own memory is reached by its addresses, as long as it may be; the slow way, too, where one page of an area is all.
+      const from = Math.max(a.first * PAGE, at * PAGE + offset);
+      const end = Math.min((a.first + a.n) * PAGE, at * PAGE + offset + length);
+      const single = Math.floor(from / PAGE) === Math.floor((end - 1) / PAGE);
+      const frame = a.pages.kind === "user" && (!slow || single) ? (this.current.user[origin] as Frame) : this.frameOf(a.pages, origin);
       if (write) frame.bytes.set(data.subarray(done, done + n), inPage);
       else bytes.set(frame.bytes.subarray(inPage, inPage + n), done);
       done += n;

@@ -135,6 +135,16 @@ describe("a mock device", () => {
     expect(r.hwpt(plain.idev, ioas, { flags: u.IOMMU_HWPT_ALLOC_DIRTY_TRACKING })).toBe(EOPNOTSUPP);
   });
 
+  test("has a table of three levels: no page is as large as its 2^38 bytes", () => {
+    const r = new SelftestRig();
+    const ioas = r.allocIoas();
+    r.mock(ioas);
+    r.ioctl(u.IOMMU_VFIO_IOAS, u.IommuVfioIoas.alloc({ size: u.IommuVfioIoas.size, ioas_id: ioas, op: u.IOMMU_VFIO_IOAS_SET }));
+    const info = u.VfioIommuType1Info.alloc({ argsz: u.VfioIommuType1Info.size });
+    expect(r.ioctl(u.VFIO_IOMMU_GET_INFO, info)).toBe(0);
+    expect(info.iova_pgsizes).toBe(0x1f_ffff_f000n);
+  });
+
   test("takes a table of huge pages from the program's own struct, and no other struct", () => {
     const r = new SelftestRig();
     const ioas = r.allocIoas();
@@ -164,6 +174,11 @@ describe("checks", () => {
     expect(r.checkMap(hwpt, START, 0x400n, at)).toBe(EINVAL);
     expect(r.checkMap(hwpt, START + 0x3000n, 0x1000n, at)).toBe(EINVAL);
     expect(r.checkMap(hwpt, START, 0x1000n, 0x1000n)).toBe(EFAULT);
+    // The end of the last page of all overflows.
+    expect(r.checkMap(hwpt, START, 0x800n, 0xffff_ffff_ffff_f000n)).toBe(EOVERFLOW);
+    expect(r.map({ ioas_id: ioas, user_va: 0xffff_ffff_ffff_f000n, length: 0x800n, iova: START + 0x8000n, flags: RW | FIXED })).toBe(
+      EOVERFLOW,
+    );
     expect(r.checkMap(ioas, START, 0x1000n, at)).toBe(ENOENT);
     const real = ok(r.attach(r.bind(), r.allocIoas()));
     expect(r.checkMap(real, START, 0x1000n, at)).toBe(EINVAL);
@@ -381,6 +396,23 @@ describe("accesses", () => {
     expect(r.rw(a, START, 4, buf, 2)).toBe(EOPNOTSUPP);
     expect(r.rw(a, START, (16 << 20) + 1, buf, 2)).toBe(ENOMEM);
     expect(r.rw(r.fd, START, 4, buf)).toBe(EBADFD);
+  });
+
+  test("on the slow way one page is what lies at the address now, two are what was pinned", () => {
+    const { r, ioas, at } = setUp();
+    r.mock(ioas);
+    const a = r.access(ioas, false);
+    r.process.mm.memory.write(at, new Uint8Array(0x2000).fill(7));
+    r.run(r.process.sys.munmap(at, 0x2000n));
+    r.run(r.process.sys.mmap(at, 0x2000n, u.PROT_READ | u.PROT_WRITE, u.MAP_PRIVATE | u.MAP_ANONYMOUS | u.MAP_FIXED, -1));
+    const back = r.user(4096);
+    const read = (iova: bigint, length: number, flags: number): number[] => {
+      expect(r.rw(a, iova, length, back, flags)).toBe(0);
+      return [...r.peek(back, length)];
+    };
+    expect(read(START, 2, u.MOCK_ACCESS_RW_SLOW_PATH)).toEqual([0, 0]);
+    expect(read(START + 0xfffn, 2, u.MOCK_ACCESS_RW_SLOW_PATH)).toEqual([7, 7]);
+    expect(read(START + 0xfffn, 2, 0)).toEqual([0, 0]);
   });
 
   test("a fuzzer names an area by its number", () => {

@@ -1,7 +1,7 @@
 /** Interrupts to eventfds: vfio_pci_intrs.c. */
 import { describe, expect, test } from "vitest";
 import { vfioPciErrorDetected } from "../../../src/kernel/vfio/pci/vfio_pci_intrs.ts";
-import { EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOTTY } from "../../../src/lib/errno.ts";
+import { EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOTTY, ERANGE } from "../../../src/lib/errno.ts";
 import { PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from "../../../src/uapi/pci_regs.ts";
 import * as V from "../../../src/uapi/vfio.ts";
 import { Bench, TINY } from "./bench.ts";
@@ -44,6 +44,9 @@ describe("SET_IRQS checks", () => {
     expect(raw({ flags: EVENTFD | TRIGGER, index: MSI, count: 1 })).toBe(EINVAL);
     expect(raw({ flags: NONE, index: MSI, count: 1 })).toBe(ENOTTY);
     expect(raw({ flags: NONE | MASK, index: MSI, count: 1 })).toBe(ENOTTY);
+    // No vectors are fewer than the one that must be had.
+    expect(raw({ flags: EVENTFD | TRIGGER, index: MSI })).toBe(ERANGE);
+    expect(raw({ flags: EVENTFD | TRIGGER, index: MSIX })).toBe(ERANGE);
     expect(b.run(b.process.sys.ioctl(fd, V.VFIO_DEVICE_SET_IRQS, 0x10n))).toBe(EFAULT);
   });
 

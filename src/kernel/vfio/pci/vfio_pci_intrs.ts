@@ -10,7 +10,7 @@
  * Lock order: igate → ML (vectors are programmed with decode on).
  * Source: vfio_pci_intrs.c.
  */
-import { EINVAL, ENODEV, ENOMEM, ENOTTY, Errno } from "../../../lib/errno.ts";
+import { EINVAL, ENODEV, ENOMEM, ENOTTY, ERANGE, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import { PCI_INTERRUPT_PIN, PCI_MSI_FLAGS, PCI_MSI_FLAGS_QMASK, PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_QSIZE } from "../../../uapi/pci_regs.ts";
@@ -303,7 +303,8 @@ function* msiEnable(vdev: VfioPciCoreDevice, nvec: number, index: number): Step<
   const msix = index === V.VFIO_PCI_MSIX_IRQ_INDEX;
   // More MSI-X vectors can be asked for later, so all are taken; they cost nothing while they have no handler.
   const wanted = msix ? vfioPciIrqCount(vdev, index) : nvec;
-  if (wanted < 1) return EINVAL;
+  // Linux asks for at least one, at most none; MSI is refused before that where the function sleeps.
+  if (nvec < 1) return msix || vdev.pdev.currentState === 0 ? ERANGE : EINVAL;
   const cmd = yield* vdev.memoryLockAndEnable();
   const got = vdev.pdev.allocIrqVectors(msix ? "msix" : "msi", wanted, wanted);
   vdev.memoryUnlockAndRestore(cmd);
