@@ -16,6 +16,7 @@
  * stands in the way of new readers here by waiting alone; what comes of that is
  * left to lockdep, which forbids a second read by the same task.
  */
+import type { InterconnectKind } from "../kernel/kernel.ts";
 import { KernelBug } from "../lib/kernel_bug.ts";
 import { RwSem, WwMutex } from "../sched/locks.ts";
 import type { Sched } from "../sched/sched.ts";
@@ -86,7 +87,7 @@ export interface Scenario {
   /** Steps after which a run is taken not to end. Default 10,000. */
   readonly maxSteps?: number;
   /** Call `record` with the scheduler before the first lock is taken. */
-  setUp(record: (sched: Sched) => Recorder): Scene;
+  setUp(record: (sched: Sched) => Recorder, interconnect?: InterconnectKind): Scene;
 }
 
 /** Every run sets the scenario up anew. */

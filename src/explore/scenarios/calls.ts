@@ -140,7 +140,7 @@ export class Calls {
     const fixed = VfioDeviceFeatureDmaBuf.size;
     const bytes = new Uint8Array(head + fixed + VfioRegionDmaRange.size);
     Object.assign(VfioDeviceFeature.over(bytes), { argsz: bytes.length, flags: VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF });
-    Object.assign(VfioDeviceFeatureDmaBuf.over(bytes, head), { region_index: bar, nr_ranges: 1 });
+    Object.assign(VfioDeviceFeatureDmaBuf.over(bytes, head), { open_flags: O_RDWR, region_index: bar, nr_ranges: 1 });
     Object.assign(VfioRegionDmaRange.over(bytes, head + fixed), { offset: 0n, length });
     return this.page(bytes);
   }

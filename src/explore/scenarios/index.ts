@@ -7,10 +7,16 @@ import { lockGraph } from "./lock_graph.ts";
 import { mapVsRevoke } from "./map_vs_revoke.ts";
 import { memoryPredicate } from "./memory_predicate.ts";
 import { revokeRefcount } from "./revoke_refcount.ts";
+import { negotiated } from "./stage.ts";
 
-export const scenarios: ReadonlyMap<string, Scenario> = new Map(
-  [mapVsRevoke(), revokeRefcount(), ioPagetable(), memoryPredicate({ length: 1 }), bufferLifetime(), lockGraph(), hotReset()].map((s) => [
-    s.name,
-    s,
-  ]),
-);
+const all: readonly Scenario[] = [
+  mapVsRevoke(),
+  revokeRefcount(),
+  ioPagetable(),
+  memoryPredicate({ length: 1 }),
+  bufferLifetime(),
+  lockGraph(),
+  hotReset(),
+];
+
+export const scenarios: ReadonlyMap<string, Scenario> = new Map([...all, ...all.map(negotiated)].map((s) => [s.name, s]));

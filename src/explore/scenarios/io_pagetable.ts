@@ -58,7 +58,7 @@ const TASKS: Play<IoPagetableWorld>["tasks"] = {
   map: (w, stage) => stage.ioctl(w.iommufd, IOMMU_IOAS_MAP_FILE, w.map, ["ENODEV"]),
   unmap: (w, stage) => stage.ioctl(w.iommufd, IOMMU_IOAS_UNMAP, w.unmap),
   *domain(w, stage): Step<string> {
-    const made = yield* stage.ioctl(w.iommufd, IOMMU_HWPT_ALLOC, w.hwpt, ["ENOMEM"]);
+    const made = yield* stage.ioctl(w.iommufd, IOMMU_HWPT_ALLOC, w.hwpt, ["ENOMEM", ...stage.whenDead]);
     if (made !== "0") return made;
     stage.calls.process.mm.memory.write(w.destroy, IommuDestroy.alloc({ size: IommuDestroy.size, id: stage.calls.hwptOf(w.hwpt) }).bytes);
     return `made ${yield* stage.ioctl(w.iommufd, IOMMU_DESTROY, w.destroy)}`;

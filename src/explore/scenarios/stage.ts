@@ -16,7 +16,7 @@
  */
 import { openLedger } from "../../kernel/iommu/ledger.ts";
 import { checkInvariants } from "../../kernel/iommufd/check.ts";
-import type { Kernel } from "../../kernel/kernel.ts";
+import type { InterconnectKind, Kernel } from "../../kernel/kernel.ts";
 import type { PciDev } from "../../kernel/pci/pci_dev.ts";
 import { type PciFunctionDescription, PciModel } from "../../kernel/pci/pci_model.ts";
 import { VfioPciCoreDevice } from "../../kernel/vfio/pci/vfio_pci_core.ts";
@@ -80,7 +80,10 @@ const machine = (functions: number): MachineDescription => ({
   },
 });
 
-const MACHINES: readonly MachineDescription[] = [machine(1), machine(2)];
+const MACHINES: Readonly<Record<InterconnectKind, readonly MachineDescription[]>> = {
+  "linux-7.3": [machine(1), machine(2)],
+  negotiated: [machine(1), machine(2)].map((m) => ({ ...m, interconnect: "negotiated" })),
+};
 
 export class Stage {
   readonly kernel: Kernel;
@@ -96,9 +99,9 @@ export class Stage {
   /** Windows in which a BAR may not be reached, that are open. */
   readonly #windows: Map<string, Set<string>> = new Map();
 
-  constructor(functions: 1 | 2, record: (sched: Sched) => Recorder) {
+  constructor(functions: 1 | 2, record: (sched: Sched) => Recorder, interconnect: InterconnectKind) {
     let recorder: Recorder | undefined;
-    this.kernel = boot(MACHINES[functions - 1] as MachineDescription, {
+    this.kernel = boot(MACHINES[interconnect][functions - 1] as MachineDescription, {
       models: MODELS,
       onKernel: (kernel) => {
         openLedger(kernel);
@@ -252,6 +255,11 @@ export class Stage {
     throw new InvariantBroken(`I1/I2: the BAR is mapped for a peer after ${bdf}'s ${[...why].join(" and ")}`);
   }
 
+  /** What a call may answer for pages that were revoked: Linux 7.3 does not tell. */
+  get whenDead(): readonly string[] {
+    return this.kernel.interconnect === "negotiated" ? ["ENODEV"] : [];
+  }
+
   // ----- what tasks do
 
   /** A system call whose errors are known: its result in a word. */
@@ -356,22 +364,23 @@ export interface Play<W> {
 export type Alter<W> = (world: W, stage: Stage) => void;
 
 export function scenarioOf<W>(play: Play<W>, alter?: Alter<W>): Scenario {
-  let leavesNothing: boolean | undefined;
+  const leavesNothing = new Map<InterconnectKind, boolean>();
   // A state that is as at first leaves as little as the first does: that is looked at once, instead of after every run.
-  const clean = (): boolean => {
-    leavesNothing ??= exitsClean(play, alter);
-    return leavesNothing;
+  const clean = (interconnect: InterconnectKind): boolean => {
+    const known = leavesNothing.get(interconnect) ?? exitsClean(play, alter, interconnect);
+    leavesNothing.set(interconnect, known);
+    return known;
   };
   return {
     name: play.name,
     summary: play.summary,
     threads: Object.keys(play.tasks),
-    setUp: (record) => new StageScene(play, alter, clean, record),
+    setUp: (record, interconnect = "linux-7.3") => new StageScene(play, alter, clean, record, interconnect),
   };
 }
 
-function exitsClean<W>(play: Play<W>, alter: Alter<W> | undefined): boolean {
-  const stage = new Stage(play.functions ?? 1, (sched) => new Recorder(sched, new Numbers()));
+function exitsClean<W>(play: Play<W>, alter: Alter<W> | undefined, interconnect: InterconnectKind): boolean {
+  const stage = new Stage(play.functions ?? 1, (sched) => new Recorder(sched, new Numbers()), interconnect);
   const world = play.setUp(stage);
   alter?.(world, stage);
   try {
@@ -389,13 +398,19 @@ class StageScene<W> implements Scene {
   readonly #play: Play<W>;
   readonly #stage: Stage;
   readonly #world: W;
-  readonly #clean: () => boolean;
+  readonly #clean: (interconnect: InterconnectKind) => boolean;
   #again = false;
 
-  constructor(play: Play<W>, alter: Alter<W> | undefined, clean: () => boolean, record: (sched: Sched) => Recorder) {
+  constructor(
+    play: Play<W>,
+    alter: Alter<W> | undefined,
+    clean: (interconnect: InterconnectKind) => boolean,
+    record: (sched: Sched) => Recorder,
+    interconnect: InterconnectKind,
+  ) {
     this.#play = play;
     this.#clean = clean;
-    this.#stage = new Stage(play.functions ?? 1, record);
+    this.#stage = new Stage(play.functions ?? 1, record, interconnect);
     this.#world = play.setUp(this.#stage);
     alter?.(this.#world, this.#stage);
     this.#stage.watch();
@@ -412,7 +427,7 @@ class StageScene<W> implements Scene {
     const stage = this.#stage;
     const more = this.#play.end?.(this.#world, stage) ?? "";
     const state = stage.state();
-    this.#again = this.#play.undo !== undefined && this.#clean() && this.#undone(this.#play.undo);
+    this.#again = this.#play.undo !== undefined && this.#clean(stage.kernel.interconnect) && this.#undone(this.#play.undo);
     if (!this.#again) stage.exit();
     return more === "" ? state : `${state}; ${more}`;
   }
@@ -427,3 +442,11 @@ class StageScene<W> implements Scene {
     return this.#again ? this.#start() : undefined;
   }
 }
+
+/** The same over the negotiated interconnect. */
+export const negotiated = (scenario: Scenario): Scenario => ({
+  ...scenario,
+  name: `${scenario.name}-negotiated`,
+  summary: `${scenario.summary}; negotiated`,
+  setUp: (record) => scenario.setUp(record, "negotiated"),
+});

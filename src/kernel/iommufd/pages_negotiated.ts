@@ -51,6 +51,8 @@ export class NegotiatedDmabuf extends PagesDmabuf {
   #mutex: Mutex | undefined = undefined;
   #att: NegotiatedAttachment | undefined = undefined;
   #handle: IommuHandle | undefined = undefined;
+  /** There was a handle: before, there is nothing to lose and nothing to restore. */
+  #begun = false;
   /** Nothing will be mapped again. */
   #dead = false;
 
@@ -86,6 +88,7 @@ export class NegotiatedDmabuf extends PagesDmabuf {
     if (handle instanceof Errno) return handle;
     if (!(handle instanceof IommuHandle)) throw new KernelBug("iommufd is given a mapping that it did not ask for");
     this.#handle = handle;
+    this.#begun = true;
     return undefined;
   }
 
@@ -143,6 +146,7 @@ export class NegotiatedDmabuf extends PagesDmabuf {
   /** RESV held. */
   *invalidate(reason: RevokeReason): Step<undefined> {
     yield* this.#locked((handle) => {
+      if (!this.#begun) return;
       if (reason === "permanent" || !this.restorable) this.#dead = true;
       if (handle === undefined) return;
       for (const { area, domain } of this.tracker) handle.unmap(domain, area.start, area.length);
@@ -157,7 +161,7 @@ export class NegotiatedDmabuf extends PagesDmabuf {
     if (mutex === undefined) return;
     yield* mutex.lock();
     try {
-      if (this.#dead || this.#handle !== undefined || this.#att === undefined) return;
+      if (!this.#begun || this.#dead || this.#handle !== undefined) return;
       const e = (yield* this.#acquire(att)) ?? this.#mapTracked();
       if (e === undefined) return;
       this.#dead = true;

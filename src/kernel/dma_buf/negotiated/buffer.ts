@@ -54,6 +54,8 @@ export interface NegotiatedExporter {
    * from being given to anybody else. RESV held; must not sleep.
    */
   fence?(dmabuf: DmaBuf, att: NegotiatedAttachment): void;
+  /** The buffer's state has changed. RESV held. */
+  stateChanged?(dmabuf: DmaBuf, state: BufferState): void;
   /** The last mapping of such an importer is gone; the buffer can be restored again. RESV held; must not sleep. */
   unfence?(dmabuf: DmaBuf): void;
 }
@@ -108,6 +110,7 @@ export class NegotiatedBuffer {
   /** `changes` when user space last asked. */
   seen = 0;
   #state: BufferState = "live";
+  #closed: Epoch[] = [];
 
   constructor(dmabuf: DmaBuf, exporter: NegotiatedExporter) {
     this.dmabuf = dmabuf;
@@ -131,16 +134,22 @@ export class NegotiatedBuffer {
     bugOn(state === "live" && this.fenced > 0, "a dma-buf is restored while an importer is fenced");
     this.#state = state;
     this.changes++;
+    this.exporter.stateChanged?.(this.dmabuf, state);
     const { kernel, ino, file } = this.dmabuf;
     if (kernel.trace.on) kernel.trace.emit({ type: "dma_buf.state", ino, state, epoch: this.epoch.number });
     file.pollQueue.wakeUp();
   }
 
-  /** Ends the epoch; RESV held. Answers it. */
-  nextEpoch(): Epoch {
-    const over = this.epoch;
-    this.epoch = new Epoch(this.dmabuf.kernel.sched, over.number + 1);
-    over.close();
-    return over;
+  /** Ends the epoch. RESV held. */
+  nextEpoch(): void {
+    this.#closed.push(this.epoch);
+    this.epoch.close();
+    this.epoch = new Epoch(this.dmabuf.kernel.sched, this.epoch.number + 1);
+  }
+
+  /** Closed epochs in which somebody still has a mapping. RESV held. */
+  draining(): readonly Epoch[] {
+    this.#closed = this.#closed.filter((e) => e.users > 0);
+    return this.#closed;
   }
 }

@@ -36,32 +36,35 @@ const NOTHING: RevokeReport = { broken: [], severed: 0, fenced: 0 };
 /** What is left to be done after the importers were told. */
 export interface Drain {
   readonly buffer: NegotiatedBuffer;
-  readonly epoch: Epoch;
+  /** Closed, and not yet empty; also those of a revoke that is still under way. */
+  readonly epochs: readonly Epoch[];
   readonly waitNs: number;
   readonly broken: Set<string>;
 }
 
 /**
- * Step 1. RESV is taken here. Undefined when nothing is to be waited for: the
- * buffer was revoked before.
+ * Step 1. RESV is taken here. Undefined when there is nothing to wait for: the
+ * buffer was revoked before, and that revoke is over.
  */
 export function* dmaBufRevokeBegin(buffer: NegotiatedBuffer, reason: RevokeReason): Step<Drain | undefined> {
   const { resv } = buffer.dmabuf;
   yield* resv.lock();
   try {
-    const was = buffer.state;
-    if (was === "dead" || (was === "revoked" && reason === "temporary")) return undefined;
-    buffer.setState(reason === "permanent" ? "dead" : "revoked");
-    const epoch = buffer.nextEpoch();
     const broken = new Set<string>();
-    let waitNs = 0;
-    for (const att of [...buffer.attachments]) {
-      const answer = yield* tell(att, reason);
-      const left = heldIn(att, epoch);
-      if (answer !== undefined) broken.add(att.importer.name);
-      else if (left.length > 0) waitNs = Math.max(waitNs, boundOf(att, broken));
+    const done = buffer.state === "dead" || (buffer.state === "revoked" && reason === "temporary");
+    if (!done) {
+      buffer.setState(reason === "permanent" ? "dead" : "revoked");
+      buffer.nextEpoch();
+      for (const att of [...buffer.attachments]) if ((yield* tell(att, reason)) !== undefined) broken.add(att.importer.name);
     }
-    return { buffer, epoch, waitNs: Math.min(waitNs, DRAIN_LIMIT_NS), broken };
+    // Whoever comes while another revoke waits has to wait for the same.
+    const epochs = buffer.draining();
+    if (done && epochs.length === 0) return undefined;
+    let waitNs = 0;
+    for (const att of buffer.attachments) {
+      if (!broken.has(att.importer.name) && heldIn(att, epochs).length > 0) waitNs = Math.max(waitNs, boundOf(att, broken));
+    }
+    return { buffer, epochs, waitNs: Math.min(waitNs, DRAIN_LIMIT_NS), broken };
   } finally {
     resv.unlock();
   }
@@ -83,26 +86,32 @@ function boundOf(att: NegotiatedAttachment, broken: Set<string>): number {
   return 0;
 }
 
-const heldIn = (att: NegotiatedAttachment, epoch: Epoch): MappingHandle[] =>
-  [...att.handles].filter((h) => h.epoch === epoch && !h.severed && !h.fenced);
+const heldIn = (att: NegotiatedAttachment, epochs: readonly Epoch[]): MappingHandle[] =>
+  [...att.handles].filter((h) => epochs.includes(h.epoch) && !h.severed && !h.fenced);
 
 /** Steps 2 and 3. No RESV held on entry; nothing can reach the memory on return. */
-export function* dmaBufRevokeFinish({ buffer, epoch, waitNs, broken }: Drain): Step<RevokeReport> {
+export function* dmaBufRevokeFinish({ buffer, epochs, waitNs, broken }: Drain): Step<RevokeReport> {
+  const { sched } = buffer.dmabuf.kernel;
+  const until = sched.now + waitNs;
+  for (const epoch of epochs) if (epoch.users > 0 && until > sched.now) yield* epoch.drained.waitTimeout(until - sched.now);
+  return epochs.every((e) => e.users === 0) ? report(buffer, broken, 0, 0) : yield* takeAway(buffer, epochs, broken);
+}
+
+/** Step 3. RESV is taken here. */
+function* takeAway(buffer: NegotiatedBuffer, epochs: readonly Epoch[], broken: Set<string>): Step<RevokeReport> {
   const { dmabuf } = buffer;
   const { resv } = dmabuf;
-  if (waitNs > 0) yield* epoch.drained.waitTimeout(waitNs);
-  if (epoch.users === 0) return report(buffer, broken, 0, 0);
   let severed = 0;
   let fenced = 0;
   yield* resv.lock();
   try {
     for (const att of [...buffer.attachments]) {
-      for (const h of heldIn(att, epoch)) {
+      for (const h of heldIn(att, epochs)) {
         broken.add(att.importer.name);
         if (h.sever()) {
           h.severed = true;
           severed++;
-          epoch.leave();
+          h.epoch.leave();
         } else {
           h.fenced = true;
           att.fenced = true;

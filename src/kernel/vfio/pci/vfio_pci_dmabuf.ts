@@ -333,7 +333,7 @@ function* exportRanges(vdev: DmaBufDevice, size: bigint, phys: DmaBufPhys, openF
   vdev.dmabufs.push(priv);
   if (dmabuf.negotiated === undefined) priv.revoked = !vdev.memoryEnabled();
   else if (!vdev.barsReachable()) dmabuf.negotiated.setState("revoked");
-  step(priv, vdev, priv.revoked || dmabuf.negotiated?.state === "revoked" ? "revoked" : "live");
+  step(priv, vdev, priv.revoked ? "revoked" : "live");
   dmabuf.resv.unlock();
   vdev.memoryLock.upWrite();
 

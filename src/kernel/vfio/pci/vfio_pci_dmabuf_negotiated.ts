@@ -50,6 +50,10 @@ const exporter: NegotiatedExporter = {
     return physVec.map(({ paddr, len }) => ({ paddr, len, kind: "mmio", cache: "uncached", provider }));
   },
 
+  stateChanged(dmabuf, state) {
+    privOf(dmabuf).revoked = state !== "live";
+  },
+
   fence(dmabuf) {
     const priv = privOf(dmabuf);
     // Outlives the close of the device, which unlinks the buffer.
