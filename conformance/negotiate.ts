@@ -1,10 +1,11 @@
 /**
  * The negotiated interconnect: what every pair of exporter and importer agrees
- * on (held against docs/negotiation.md, or written to it with --write), and
- * random sequences over all of them.
+ * on (held against docs/negotiation.md, or written to it with --write), random
+ * sequences over all of them, and the explorer's scenarios on it, exhausted.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
+import { exploreOptimal, formatSchedule, scenarios, taskProgram } from "../src/explore/index.ts";
 import { pairsTable } from "./negotiate/pairs.ts";
 import { randomSequences, SequenceFailed } from "./negotiate/random.ts";
 
@@ -32,7 +33,7 @@ export function run(args: string[]): number {
     process.stderr.write("barlink: --sequences and --seed take whole numbers\n");
     return 2;
   }
-  return Math.max(pairs(args.includes("--write")), random(seed, sequences));
+  return Math.max(pairs(args.includes("--write")), random(seed, sequences), explored());
 }
 
 function pairs(write: boolean): number {
@@ -69,4 +70,27 @@ function random(seed: number, count: number): number {
     `${tty ? "\r" : ""}ok   ${count} random sequences from seed ${seed}, I1 to I7 after every step (${seconds.toFixed(0)} s)\n`,
   );
   return 0;
+}
+
+/** Every schedule of every scenario that has a negotiated half. */
+function explored(): number {
+  let status = 0;
+  for (const scenario of scenarios.values()) {
+    if (!scenario.name.endsWith("-negotiated")) continue;
+    const program = taskProgram(scenario);
+    const begun = performance.now();
+    let found = "";
+    const counts = exploreOptimal(program, ({ schedule, outcome: { violation } }) => {
+      if (violation !== undefined)
+        found = `${violation.kind}: ${violation.message} (barlink replay ${scenario.name}:${formatSchedule(schedule)})`;
+      return violation !== undefined;
+    });
+    const seconds = ((performance.now() - begun) / 1000).toFixed(0);
+    const ok = found === "" && counts.exhausted;
+    if (!ok) status = 1;
+    process.stdout.write(
+      `${ok ? "ok  " : "FAIL"} ${scenario.name}: ${counts.executions} runs, ${ok ? "exhausted" : found} (${seconds} s)\n`,
+    );
+  }
+  return status;
 }

@@ -32,6 +32,8 @@ function deviceOf(d: VfioPciCoreDevice): string {
   for (const b of d.dmabufs) {
     const { dmabuf } = b;
     s += ` [${b.revoked} ${b.kref.count} ${b.comp.satisfied()} ${dmabuf.file.count.count} ${dmabuf.resv.locked}`;
+    const contract = dmabuf.negotiated;
+    if (contract !== undefined) s += ` ${contract.state}:${contract.fenced}:${contract.attachments.map((a) => a.handles.size).join()}`;
     for (const a of dmabuf.attachments) s += ` ${a.dev.name}:${a.pins}:${a.maps}`;
     s += "]";
   }
