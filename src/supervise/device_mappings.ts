@@ -32,5 +32,6 @@ export function* devicePage(file: File, mapping: Mapping, addr: bigint, write: b
   if (file.ops.mmap === undefined || file.ops.mmap(file, vma) instanceof Errno || vma.ops === undefined) return undefined;
   const r = vma.ops.fault(vma, Number(offset / PAGE_SIZE_N));
   const at = typeof r === "object" ? yield* r : r;
+  vma.ops.close?.(vma);
   return at === "SIGBUS" ? EFAULT : at;
 }

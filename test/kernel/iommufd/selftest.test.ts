@@ -115,6 +115,23 @@ describe("a mock device", () => {
     expect(r.say(u.IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE, two, { mock_domain_replace: { pt_id: two } })).toBe(ENOENT);
   });
 
+  test("made without PASIDs has the one of requests without any, and no other can be attached", () => {
+    const r = new SelftestRig();
+    const ioas = r.allocIoas();
+    const attach = (flags: number, pasid: number): Errno | 0 => {
+      const { stdev, idev } = r.mock(r.allocIoas(), flags);
+      const table = ok(r.hwpt(idev, ioas, { flags: u.IOMMU_HWPT_ALLOC_PASID }));
+      ok(r.say(u.IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE, stdev, { mock_domain_replace: { pt_id: table } }));
+      const e = r.say(u.IOMMU_TEST_OP_PASID_ATTACH, stdev, { pasid_attach: { pasid, pt_id: table } });
+      if (e === 0) ok(r.say(u.IOMMU_TEST_OP_PASID_DETACH, stdev, { pasid_detach: { pasid } }));
+      return e;
+    };
+    expect(attach(0, 1)).toBe(EINVAL);
+    expect(attach(u.MOCK_FLAGS_DEVICE_PASID, 1)).toBe(0);
+    expect(attach(u.MOCK_FLAGS_DEVICE_PASID, 2 ** u.MOCK_PASID_WIDTH - 1)).toBe(0);
+    expect(attach(u.MOCK_FLAGS_DEVICE_PASID, 2 ** u.MOCK_PASID_WIDTH)).toBe(EINVAL);
+  });
+
   test("names itself to user space, and its dirty tracking", () => {
     const r = new SelftestRig();
     const ioas = r.allocIoas();
