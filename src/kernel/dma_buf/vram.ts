@@ -74,10 +74,11 @@ export class VramDevice {
     this.kernel.modules.load(MODULE);
   }
 
-  /** A buffer of zeros in VRAM, with one reference. EINVAL: no bytes; ENOMEM: no room. */
+  /** A buffer of zeros in VRAM, with one reference. EINVAL: no bytes; ENOMEM: no room, or no memory. */
   allocate(length: bigint, flags: number): DmaBuf | Errno {
     const size = alignUp(length, PAGE_SIZE_N);
     if (size === 0n) return EINVAL;
+    if (this.kernel.fault.slab("vram buffer")) return ENOMEM;
     const offset = this.take(size);
     if (offset === undefined) return ENOMEM;
     const priv = new VramBuffer(this, size, { in: "vram", offset });

@@ -68,7 +68,7 @@ export class PciIov {
   }
 }
 
-/** EBUSY: VFs are enabled already; EINVAL: more than there are; ENOMEM: bus numbers run out. */
+/** EBUSY: VFs are enabled already; EINVAL: more than there are; ENOMEM: bus numbers or memory run out, and there is none then. */
 export function* enableSriov(dev: PciDev, numVfs: number): Step<Errno | undefined> {
   const iov = dev.iov;
   if (iov === undefined || numVfs < 1 || numVfs > iov.capability.totalVfs) return EINVAL;
@@ -80,7 +80,13 @@ export function* enableSriov(dev: PciDev, numVfs: number): Step<Errno | undefine
   iov.setEnabled(numVfs);
   yield* dev.kernel.sched.sleep(100 * MS);
   dev.cfgAccessUnlock();
-  for (let i = 0; i < numVfs; i++) addVf(iov, i, ridOf(i));
+  for (let i = 0; i < numVfs; i++) {
+    if (dev.kernel.fault.slab("pci_dev")) {
+      yield* removeVfs(iov);
+      return ENOMEM;
+    }
+    addVf(iov, i, ridOf(i));
+  }
   iov.numVfs = numVfs;
   const trace = dev.kernel.trace;
   if (trace.on) trace.emit({ type: "pci.sriov", device: dev.name, vfs: iov.vfs.map((v) => v.name) });
@@ -124,13 +130,19 @@ function addVf(iov: PciIov, index: number, rid: number): void {
 export function* disableSriov(dev: PciDev): Step<void> {
   const iov = dev.iov;
   if (iov === undefined || iov.numVfs === 0) return;
+  yield* removeVfs(iov);
+  iov.numVfs = 0;
+  const trace = dev.kernel.trace;
+  if (trace.on) trace.emit({ type: "pci.sriov", device: dev.name, vfs: [] });
+}
+
+/** Those that there are, the last one first; then the PF has none. */
+function* removeVfs(iov: PciIov): Step<void> {
+  const { dev } = iov;
   for (const vf of [...iov.vfs].reverse()) yield* dev.kernel.pci.removeDevice(vf.name);
   iov.vfs.length = 0;
   yield* dev.cfgAccessLock();
   iov.setEnabled(0);
   yield* dev.kernel.sched.sleep(1000 * MS);
   dev.cfgAccessUnlock();
-  iov.numVfs = 0;
-  const trace = dev.kernel.trace;
-  if (trace.on) trace.emit({ type: "pci.sriov", device: dev.name, vfs: [] });
 }

@@ -12,6 +12,7 @@ import * as V from "../../../src/uapi/vfio.ts";
 import { type Scenario, sweep } from "../fault_sweep_support.ts";
 import type { BenchOptions } from "./bench.ts";
 import { GroupBench } from "./group_bench.ts";
+import { PF } from "./vf_bench.ts";
 
 const EVENTFD_TRIGGER = V.VFIO_IRQ_SET_DATA_EVENTFD | V.VFIO_IRQ_SET_ACTION_TRIGGER;
 const EVERYTHING = 0xffff_ffff_ffff_ffffn;
@@ -35,6 +36,11 @@ class Stage extends GroupBench {
   keep(fd: number | Errno): number | Errno {
     if (!(fd instanceof Errno)) this.fds.push(fd);
     return fd;
+  }
+
+  /** vfio-pci does not have the device. */
+  unbound(): void {
+    expect(this.kernelRun(this.kernel.pci.unbind(this.pdev().name))).toBeUndefined();
   }
 
   /** The device bound, with memory on, on an IOAS. */
@@ -65,12 +71,36 @@ class Stage extends GroupBench {
 interface Case extends Scenario<Stage> {
   /** Points that Linux has on this way. */
   readonly expects: readonly string[];
-  readonly iommu?: NonNullable<BenchOptions["iommu"]>;
+  readonly on?: BenchOptions;
 }
 
 const clear = (b: Stage): void => b.clear();
 
 const cases: Record<string, Case> = {
+  "a device bound to vfio-pci": {
+    before: (b) => b.unbound(),
+    act: (b) => b.bindDriver(b.pdev().name),
+    expects: ["vfio_device", "vfio_device_set", "cdev"],
+  },
+  "two virtual functions made, bound and taken away": {
+    on: { functions: [PF], params: { enableSriov: true } },
+    act: (b) => {
+      const made = b.kernelRun(b.kernel.pci.setNumVfs(b.pdev().name, 2));
+      if (made !== undefined) return made;
+      const vfs = [...b.kernel.pci.devices.values()].filter((d) => d.isVirtfn);
+      const refused = vfs.map((d) => b.bindDriver(d.name)).find((e) => e !== undefined);
+      if (refused !== undefined) b.kernelRun(b.kernel.pci.setNumVfs(b.pdev().name, 0));
+      return refused;
+    },
+    undo: (b) => b.kernelRun(b.kernel.pci.setNumVfs(b.pdev().name, 0)),
+    expects: ["pci_dev", "pci_dev", "dev_iommu", "dev_iommu", "vfio_device", "vfio_device"],
+  },
+  "a physical function bound to vfio-pci": {
+    on: { functions: [PF] },
+    before: (b) => b.unbound(),
+    act: (b) => b.bindDriver(b.pdev().name),
+    expects: ["vf_token"],
+  },
   "open of a device's node": {
     act: (b) => b.keep(b.run(b.process.sys.open(b.cdev(), u.O_RDWR))),
     undo: clear,
@@ -102,7 +132,7 @@ const cases: Record<string, Case> = {
     ],
   },
   "ATTACH_IOMMUFD_PT behind AMD's IOMMU": {
-    iommu: { kind: "amd" },
+    on: { iommu: { kind: "amd" } },
     before: (b) => {
       b.bound();
       b.io = b.ioas();
@@ -320,7 +350,7 @@ const cases: Record<string, Case> = {
 
 describe("with every allocation and every copy failing, one after the other", () => {
   test.each(Object.entries(cases))("%s answers an errno, leaves nothing behind, and works the next time", (_name, scenario) => {
-    const { points, errnos } = sweep(() => new Stage(scenario.iommu === undefined ? {} : { iommu: scenario.iommu }), scenario);
+    const { points, errnos } = sweep(() => new Stage(scenario.on), scenario);
     const names = points.map((p) => p.what);
     for (const what of scenario.expects) {
       expect(names, `${what} is not among the points`).toContain(what);

@@ -12,7 +12,7 @@
  * Source: this design; docs/negotiation.md; the TTM eviction of amdgpu and xe
  * for the order.
  */
-import { EBUSY, EFAULT, EINVAL, ENODEV, Errno } from "../../../lib/errno.ts";
+import { EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import { dmaRead, dmaWrite } from "../../pci/dma.ts";
@@ -60,8 +60,9 @@ export class GpuImport {
     this.#context = dmaBufStats(dev.kernel).fences.alloc();
   }
 
-  /** Imports the buffer; takes over the caller's reference on success. Or the negotiation's errno. */
+  /** Imports the buffer; takes over the caller's reference on success. ENOMEM, or the negotiation's errno. */
   static *import(dev: PciDev, dmabuf: DmaBuf): Step<GpuImport | Errno> {
+    if (dev.kernel.fault.slab("gpu import")) return ENOMEM;
     const gpu = new GpuImport(dev);
     const offer = { type: "dma", dev, peer2peer: true, level: RevokeLevel.bounded, boundNs: JOB_LIMIT_NS } as const;
     const att = yield* dmaBufNegotiate(dmabuf, [offer], importer, gpu);
@@ -82,7 +83,7 @@ export class GpuImport {
   }
 
   /**
-   * Submits a job; its fence. ENODEV: revoked. EBUSY: an unmap is under way.
+   * Submits a job; its fence. ENOMEM. ENODEV: revoked. EBUSY: an unmap is under way.
    * EINVAL: past the end of the buffer, or longer than promised. A job whose DMA
    * does not arrive ends with EFAULT in its fence.
    */
@@ -95,6 +96,7 @@ export class GpuImport {
     yield* resv.lock();
     try {
       if (this.evicting) return EBUSY;
+      if (kernel.fault.slab("fence") || kernel.fault.slab("dma_resv_list")) return ENOMEM;
       if (this.handle === undefined) {
         const handle = yield* dmaBufAcquire(att, true);
         if (handle instanceof Errno) return handle;

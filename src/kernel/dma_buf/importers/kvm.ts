@@ -13,7 +13,7 @@
  * Source: this design; the guest_memfd and KVM part of docs/negotiation.md.
  */
 import { isPageAligned, physAddr } from "../../../lib/addr.ts";
-import { EEXIST, EFAULT, EINVAL, Errno } from "../../../lib/errno.ts";
+import { EEXIST, EFAULT, EINVAL, ENOMEM, Errno } from "../../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
 import { PageTable, vtdss } from "../../../pt/index.ts";
 import { LockClass } from "../../../sched/lockdep.ts";
@@ -76,12 +76,13 @@ export class GuestMemory {
   /**
    * Shows `length` bytes of the buffer from `offset` on at `gpa`; page-aligned.
    * Takes over the caller's reference on success. EINVAL: unaligned, or past the
-   * buffer's end. EEXIST: overlaps another slot. Or the negotiation's errno.
+   * buffer's end. EEXIST: overlaps another slot. ENOMEM, or the negotiation's errno.
    */
   *addSlot(dmabuf: DmaBuf, gpa: bigint, length: bigint, offset = 0n, writable = true): Step<GuestSlot | Errno> {
     if (![gpa, length, offset].every(isPageAligned) || length === 0n || offset + length > dmabuf.size) return EINVAL;
     if (gpa + length > 1n << BigInt(GPA_BITS)) return EINVAL;
     if (this.#slots.some((s) => gpa < s.gpa + s.length && s.gpa < gpa + length)) return EEXIST;
+    if (this.kernel.fault.slab("memory slot")) return ENOMEM;
     const slot = new GuestSlot(this, { gpa, length, offset, writable });
     const att = yield* dmaBufNegotiate(dmabuf, [{ type: "phys", level: RevokeLevel.sync }], importer, slot);
     if (att instanceof Errno) return att;
@@ -117,7 +118,7 @@ export class GuestMemory {
     this.mmuLock.unlock();
   }
 
-  /** The guest reads. EFAULT: no slot there; ENODEV: the buffer is revoked. What nobody answers reads as ones. */
+  /** The guest reads. EFAULT: no slot there; ENODEV: the buffer is revoked; ENOMEM. What nobody answers reads as ones. */
   *read(gpa: bigint, dst: Uint8Array): Step<Errno | undefined> {
     const pa = yield* this.#translate(gpa, dst.length, false);
     if (pa instanceof Errno) return pa;
@@ -146,6 +147,8 @@ export class GuestMemory {
   *#fault(gpa: bigint, write: boolean): Step<Errno | undefined> {
     const slot = this.#slots.find((s) => s.gpa <= gpa && gpa < s.gpa + s.length);
     if (slot?.att === undefined || (write && !slot.writable)) return EFAULT;
+    // The tables come from a cache that is filled before a lock is taken, so that mapping cannot fail for them.
+    if (this.kernel.fault.slab("mmu_memory_cache")) return ENOMEM;
     const { resv } = slot.att.dmabuf;
     yield* resv.lock();
     try {

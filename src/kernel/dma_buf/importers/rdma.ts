@@ -16,7 +16,7 @@
  * Source: this design; docs/negotiation.md; the registrations of mlx5 and irdma
  * for the three forms.
  */
-import { EFAULT, EINVAL, ENODEV, Errno } from "../../../lib/errno.ts";
+import { EFAULT, EINVAL, ENODEV, ENOMEM, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import { LockClass } from "../../../sched/lockdep.ts";
 import { Mutex } from "../../../sched/locks.ts";
@@ -59,8 +59,9 @@ export class MemoryRegion {
     this.lock = new Mutex(dev.kernel.sched, REGION_LOCK);
   }
 
-  /** Registers the whole buffer; takes over the caller's reference on success. Or the negotiation's errno, or the map's. */
+  /** Registers the whole buffer; takes over the caller's reference on success. ENOMEM, or the negotiation's errno, or the map's. */
   static *register(dev: PciDev, dmabuf: DmaBuf, form: RegionForm, writable = true): Step<MemoryRegion | Errno> {
+    if (dev.kernel.fault.slab("memory region")) return ENOMEM;
     const mr = new MemoryRegion(dev, form, writable);
     const level = form === "pinned" ? RevokeLevel.none : RevokeLevel.sync;
     const importer = IMPORTERS[form];

@@ -16,7 +16,7 @@
  *
  * Source: this design; docs/negotiation.md.
  */
-import { EACCES, EBUSY, ENODEV, EOPNOTSUPP, Errno } from "../../../lib/errno.ts";
+import { EACCES, EBUSY, ENODEV, ENOMEM, EOPNOTSUPP, Errno } from "../../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import { O_ACCMODE, O_RDONLY } from "../../../uapi/index.ts";
@@ -75,7 +75,8 @@ const TRUSTED: ReadonlySet<string> = new Set(["kvm"]);
 /**
  * Agrees on a mapping type and attaches. No lock held, and nothing is touched
  * when it fails. EOPNOTSUPP: no type in common, or the buffer's exporter does
- * not negotiate; ENODEV: the buffer is dead; or what an exporter aborts with.
+ * not negotiate; ENODEV: the buffer is dead; ENOMEM; or what an exporter aborts
+ * with.
  */
 export function* dmaBufNegotiate(
   dmabuf: DmaBuf,
@@ -91,6 +92,7 @@ export function* dmaBufNegotiate(
       trace.emit({ type: "dma_buf.attach_refused", ino: dmabuf.ino, importer: importer.name, errno: (agreement as Errno).name });
     return agreement as Errno;
   }
+  if (dmabuf.kernel.fault.slab("dma_buf_attachment")) return ENOMEM;
   const att = new NegotiatedAttachment(buffer, importer, agreement, priv);
   yield* dmabuf.resv.lock();
   try {
@@ -132,7 +134,7 @@ export function* dmaBufLeave(att: NegotiatedAttachment): Step<void> {
  * A mapping of the whole buffer, of the agreed type, until `dmaBufRelease`.
  * RESV held. ENODEV: revoked or dead. EACCES: `write` through a buffer that was
  * opened for reading. EBUSY: the importer has yet to give back what it should
- * have let go of. Or the exporter's or the DMA layer's errno.
+ * have let go of. ENOMEM. Or the exporter's or the DMA layer's errno.
  */
 export function* dmaBufAcquire(att: NegotiatedAttachment, write: boolean): Step<MappingHandle | Errno> {
   const { buffer, dmabuf } = att;
@@ -159,6 +161,8 @@ function refusal({ buffer, fenced }: NegotiatedAttachment, write: boolean): Errn
 function* makeHandle(att: NegotiatedAttachment, write: boolean): Step<MappingHandle | Errno> {
   const { buffer, dmabuf, agreement } = att;
   const { exporter, epoch } = buffer;
+  const { fault } = dmabuf.kernel;
+  if (fault.slab("dma_buf_mapping")) return ENOMEM;
   const common = { att, epoch, write };
   if (agreement.type === "private") {
     const object = exporter.open === undefined ? EOPNOTSUPP : yield* exporter.open(dmabuf, att);
@@ -170,7 +174,7 @@ function* makeHandle(att: NegotiatedAttachment, write: boolean): Step<MappingHan
     case "iommu":
       return new IommuHandle(common, ranges);
     case "dma": {
-      const mapped = mapForDevice(agreement.importer.dev, ranges, write);
+      const mapped = fault.slab("segments") ? ENOMEM : mapForDevice(agreement.importer.dev, ranges, write);
       if (!(mapped instanceof Errno)) return new DmaHandle(common, mapped);
       exporter.unplace?.(dmabuf, att);
       return mapped;

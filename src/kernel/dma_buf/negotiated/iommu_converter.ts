@@ -20,7 +20,7 @@
  * Source: this design; docs/negotiation.md.
  */
 import { hex, minN } from "../../../lib/addr.ts";
-import { EACCES, EINVAL, ENODEV, type Errno } from "../../../lib/errno.ts";
+import { EACCES, EINVAL, ENODEV, ENOMEM, type Errno } from "../../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Device } from "../../device.ts";
 import { IOMMU_CACHE, IOMMU_MMIO, IOMMU_WRITE } from "../../iommu/domain.ts";
@@ -61,12 +61,13 @@ export class IommuHandle extends MappingHandle {
    * Maps `length` bytes of the buffer from `offset` on at `iova`, with `prot`
    * (IOMMU_READ, IOMMU_WRITE; cacheability is the range's). No single `map` of
    * the domain is larger than `step` bytes, if given. The importer's page lock
-   * held. ENODEV: severed. EACCES: not for writing. EINVAL: past the end. Or
-   * the page table's errno.
+   * held. ENODEV: severed. EACCES: not for writing. EINVAL: past the end.
+   * ENOMEM. Or the page table's errno.
    */
   map(domain: MapTarget, iova: bigint, offset: bigint, length: bigint, prot: number, step?: bigint): Errno | undefined {
     if (this.severed) return ENODEV;
     if ((prot & IOMMU_WRITE) !== 0 && !this.write) return EACCES;
+    if (this.att.dmabuf.kernel.fault.slab("dma_buf_piece")) return ENOMEM;
     let done = 0n;
     for (const { range, paddr, len } of piecesOf(this.#ranges, offset, length)) {
       const e = mapRange(domain, iova + done, paddr, len, attributes(range, prot), step ?? len);

@@ -119,11 +119,21 @@ function sysfsPath(pdev: PciDev): string {
   return `${parent === undefined ? `/sys/devices/pci${pdev.name.slice(0, 7)}` : sysfsPath(parent)}/${pdev.name}`;
 }
 
-/** What is made for a device that is bound: its object, its number, its group with a node of its own, its node. */
-const PARTS_OF_A_DEVICE: readonly string[] = ["vfio_device", "inode", "entry of device_ida", "name", "vfio_group", "cdev"];
+/** What is made for a device that is bound: its object, its number, its set, its group with a node of its own, its node. */
+const PARTS_OF_A_DEVICE: readonly string[] = [
+  "vfio_device",
+  "inode",
+  "entry of device_ida",
+  "name",
+  "vfio_device_set",
+  "vfio_group",
+  "cdev",
+];
 
 function* probe(pdev: PciDev, name: string, params: VfioPciParams, pciOps: VfioPciOps): Step<Errno | undefined> {
-  if (PARTS_OF_A_DEVICE.some((part) => pdev.kernel.fault.slab(part))) return ENOMEM;
+  const { fault } = pdev.kernel;
+  if (PARTS_OF_A_DEVICE.some((part) => fault.slab(part))) return ENOMEM;
+  if (pdev.isPhysfn && fault.slab("vf_token")) return ENOMEM;
   const vdev = new VfioPciCoreDevice(pdev.kernel, pdev, deviceOps(name), pciOps, params.regionOffsetBase);
   vdev.disableIdleD3 = params.disableIdleD3 === true;
   vdev.nointxmask = params.nointxmask === true;
