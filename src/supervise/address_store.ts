@@ -38,6 +38,11 @@ export class AddressStore implements PageStore, AddressedMemory {
     return this.#open() ? this.#maps?.from(addr) : undefined;
   }
 
+  /** All of them, by address; none when it cannot be asked. */
+  mappings(): Mapping[] {
+    return this.#open() ? (this.#maps?.all() ?? []) : [];
+  }
+
   peek(address: bigint, dst: Uint8Array): LostReason | undefined {
     return outcome(this.#mem === undefined ? 0 : preadFd(this.#mem, dst, address), dst.length);
   }

@@ -65,7 +65,7 @@ import { O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../uapi/index.ts";
 import { AddressStore } from "./address_store.ts";
 import { devicePage, heldIdOf } from "./device_mappings.ts";
 import type { PinnedPages } from "./pins.ts";
-import { type FileKind, HUGE_PAGE, type RealFile, type RealMemory } from "./real_file.ts";
+import { type FileKind, type FileView, HUGE_PAGE, type MappedMemory, type RealFile, type RealMemory } from "./real_file.ts";
 
 /** How the process is reached: `Target` of the supervisor. */
 export interface MemoryTarget {
@@ -93,7 +93,7 @@ interface Part {
   readonly file: RealFile | undefined;
 }
 
-export class ProcessMemory implements UserMemory {
+export class ProcessMemory implements UserMemory, MappedMemory {
   readonly kernel: Kernel;
   readonly shared: RealMemory;
   readonly target: MemoryTarget;
@@ -105,6 +105,7 @@ export class ProcessMemory implements UserMemory {
     this.shared = shared;
     this.target = target;
     this.#space = new AddressStore(shared, target);
+    shared.memories.add(this);
   }
 
   read(addr: bigint, dst: Uint8Array): number {
@@ -203,8 +204,20 @@ export class ProcessMemory implements UserMemory {
 
   /** The process is gone, or is another program now. Its pins stay until they are undone. */
   destroy(): void {
+    this.shared.memories.delete(this);
     this.#removeViews(0n, TASK_END, "exit", "exited");
     this.#space.destroy();
+  }
+
+  viewsOf(key: string): FileView[] {
+    return this.#space
+      .mappings()
+      .filter((m) => m.shared && keyOf(m) === key)
+      .map((m) => this.#viewOf(m));
+  }
+
+  #viewOf(m: Mapping): FileView {
+    return { memory: this.#space, first: vpnOf(m.offset), npages: vpnOf(m.end) - vpnOf(m.start), address: m.start, writable: m.writable };
   }
 
   #removeViews(start: bigint, end: bigint, why: string, lost: LostReason | undefined): void {
@@ -254,13 +267,12 @@ export class ProcessMemory implements UserMemory {
   /** The file behind a shared mapping, with one more user, by the best way there is to it. */
   #fileOf(m: Mapping): RealFile {
     const dev = encodeDev(m.devMajor, m.devMinor);
-    const known = this.shared.files.get(`${dev}:${m.inode}`);
+    const known = this.shared.files.get(keyOf(m));
     const good = known !== undefined && (known.held || (known.fd >= 0 && !m.writable));
     const fd = good ? undefined : (this.#mapFile(m) ?? this.#programsDescriptor(m));
     const opened = fd === undefined ? undefined : this.shared.fileOf(fd, m.path, m.writable);
     const file = opened === undefined || opened instanceof Errno ? this.shared.file(dev, m.inode, this.#kindByName(m), m.path) : opened;
-    const npages = vpnOf(m.end) - vpnOf(m.start);
-    file.addView({ memory: this.#space, first: vpnOf(m.offset), npages, address: m.start, writable: m.writable });
+    file.addView(this.#viewOf(m));
     return file;
   }
 
@@ -341,6 +353,9 @@ class Ahead {
     this.#length = 0;
   }
 }
+
+/** As `RealMemory.files` has it. */
+const keyOf = (m: Mapping): string => `${encodeDev(m.devMajor, m.devMinor)}:${m.inode}`;
 
 const probe = new Uint8Array(1);
 const vpnOf = (addr: bigint): number => Number(addr >> BigInt(PAGE_SHIFT));

@@ -63,6 +63,12 @@ export interface FileView {
   readonly writable: boolean;
 }
 
+/** A process's memory, as far as files need it that it may map. */
+export interface MappedMemory {
+  /** Its shared mappings of the file of that key, now. */
+  viewsOf(key: string): FileView[];
+}
+
 /** What all processes of one run of barlink share. */
 export class RealMemory {
   readonly kernel: Kernel;
@@ -75,6 +81,8 @@ export class RealMemory {
   calls = 0;
   /** False once following /proc/PID/map_files was refused: it takes CAP_CHECKPOINT_RESTORE. */
   mapFiles = true;
+  /** Of the processes that live. */
+  readonly memories: Set<MappedMemory> = new Set();
   /** By device and inode. */
   readonly files: Map<string, RealFile> = new Map();
   /** Those that nobody uses and that processes still map, the last used one last: pages of one file are pinned again and again. */
@@ -224,15 +232,7 @@ export class RealFile implements PageStore, PageSource {
 
   /** A mapping of it, for where the descriptor does not do, and for when it ceases to (a seal). */
   addView(v: FileView): void {
-    const end = v.first + v.npages;
-    const known = this.#views.some(
-      (w) =>
-        w.memory === v.memory &&
-        w.first <= v.first &&
-        w.first + w.npages >= end &&
-        w.address + (BigInt(v.first - w.first) << BigInt(PAGE_SHIFT)) === v.address,
-    );
-    if (!known) this.#views.push(v);
+    if (!this.#views.some((w) => contains(w, v))) this.#views.push(v);
   }
 
   /**
@@ -252,6 +252,9 @@ export class RealFile implements PageStore, PageSource {
       cut.push([v.first + before, v.first + v.npages - after]);
     }
     if (!this.held) {
+      // Others may map it who never pinned it: the parent of who did.
+      const left = cut.some(([first, last]) => this.pages.pinnedIn(first, last));
+      if (left && lost === undefined) for (const m of this.shared.memories) addTo(kept, m.viewsOf(this.key), memory);
       for (const [first, last] of cut) {
         // Page by page only where another mapping may show some of them.
         const others = kept.filter((v) => v.first < last && v.first + v.npages > first);
@@ -350,6 +353,18 @@ export class RealFile implements PageStore, PageSource {
     }
     return why;
   }
+}
+
+/** `w` shows what `v` does, at the same place. */
+const contains = (w: FileView, v: FileView): boolean =>
+  w.memory === v.memory &&
+  w.first <= v.first &&
+  w.first + w.npages >= v.first + v.npages &&
+  w.address + (BigInt(v.first - w.first) << BigInt(PAGE_SHIFT)) === v.address;
+
+/** Adds views that are not of `leaving` and not there yet. */
+function addTo(views: FileView[], more: readonly FileView[], leaving: AddressedMemory): void {
+  for (const v of more) if (v.memory !== leaving && !views.some((w) => contains(w, v))) views.push(v);
 }
 
 const endOf = (v: FileView): bigint => v.address + (BigInt(v.npages) << BigInt(PAGE_SHIFT));

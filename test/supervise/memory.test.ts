@@ -381,6 +381,26 @@ describe("a pin of shared memory", () => {
   });
 });
 
+it("shared memory that only a child pinned lives on in its parent when the child goes", async () => {
+  shared.mapFiles = false;
+  const a = await addr("mmap(2 * PAGE, RW, SHARED | ANON)");
+  const child = await peer.ask("globals().update(child=forked()) or child");
+  const childTarget = { pid: child, tid: child, alive: true };
+  const childMemory = new ProcessMemory(shared, childTarget);
+  const pfns = pinned(childMemory.pin(a, 2, true));
+  childMemory.leaving(0n, childMemory.end, "exit");
+  await peer.ask("os.kill(child, 9)");
+  await peer.ask("os.waitpid(child, 0)[1]");
+  childTarget.alive = false;
+  childMemory.destroy();
+  await cpuWrite(a + PAGE, "from the parent");
+  expect(dmaRead(pfns[1], 15)).toBe("from the parent");
+  expect(dmaWrite(pfns[0], "for the parent")).toBe(true);
+  expect(await cpuRead(a, 14)).toBe("for the parent");
+  expect(events).toEqual([]);
+  childMemory.unpin(pfns, true);
+});
+
 describe.each([
   ["as root, through map_files", true],
   ["with no more rights than the program's", false],
