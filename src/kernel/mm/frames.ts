@@ -117,13 +117,14 @@ export class FrameAllocator {
 
   /**
    * 2^order adjacent frames, naturally aligned, each with one reference (each
-   * is put on its own). ENOMEM when no run is left that was never used.
+   * is put on its own). ENOMEM when no run is free.
    */
   allocContiguous(order: number): Pfn | Errno {
     if (order === 0) return this.tryAlloc();
     if (this.#kernel.fault.userPage("frames", order)) return ENOMEM;
     if (this.#total === 0) this.#kernel.phys.addRam(DEFAULT_BASE, DEFAULT_LENGTH);
-    const i = this.#carve(2 ** order);
+    let i = this.#carve(2 ** order);
+    if (i < 0) i = this.#reuse(2 ** order);
     if (i < 0) return ENOMEM;
     this.#refs.fill(1, i, i + 2 ** order);
     this.live += 2 ** order;
@@ -333,6 +334,24 @@ export class FrameAllocator {
     for (const r of this.#ranges) {
       const at = pfn - r.first;
       if (at >= 0 && at < r.count) return r.index + at;
+    }
+    return -1;
+  }
+
+  /**
+   * Takes `n` adjacent frames, naturally aligned, from those that were used before; the first one's index, or -1. It looks at
+   * all of them, so only what was never used having run out leads here.
+   */
+  #reuse(n: number): number {
+    const free = Int32Array.from(this.#free).sort();
+    for (let at = 0; at + n <= free.length; at++) {
+      const first = free[at] as number;
+      const last = first + n - 1;
+      if (free[at + n - 1] !== last || this.#pfnAt(first) % n !== 0 || this.#rangeOf(first) !== this.#rangeOf(last)) continue;
+      const kept = this.#free.filter((i) => i < first || i > last);
+      this.#free.length = 0;
+      for (const i of kept) this.#free.push(i);
+      return first;
     }
     return -1;
   }

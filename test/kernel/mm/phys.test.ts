@@ -268,6 +268,21 @@ describe("frames", () => {
     k.frames.put(a);
   });
 
+  it("that are adjacent are found again among those that were freed", () => {
+    k.phys.addRam(physAddr(0x1000n), 0x6000n);
+    // Frames 1 to 6: pairs can begin at 2 and 4.
+    const pairs = [ok(k.frames.allocContiguous(1)), ok(k.frames.allocContiguous(1))];
+    expect(pairs).toEqual([2, 4]);
+    expect(k.frames.allocContiguous(1)).toBe(ENOMEM);
+    const single = k.frames.alloc();
+    for (const p of [4, 2, 5, 3] as Pfn[]) k.frames.put(p);
+    expect(ok(k.frames.allocContiguous(1))).toBe(2);
+    expect(ok(k.frames.allocContiguous(1))).toBe(4);
+    expect(k.frames.allocContiguous(1)).toBe(ENOMEM);
+    expect(k.frames.live).toBe(5);
+    for (const p of [2, 3, 4, 5, single] as Pfn[]) k.frames.put(p);
+  });
+
   it("come from every range of RAM, adjacent and aligned when asked", () => {
     k.phys.addRam(physAddr(0x1000n), 0x3000n);
     k.phys.addRam(physAddr(0x1_0000_1000n), 0x40_0000n);
