@@ -122,6 +122,7 @@ export class IopfGroup {
     }
     this.#freed = true;
     this.param.queue.groups--;
+    unitOf(this.param.dev).kernel.sched.freed(this);
   }
 }
 

@@ -230,7 +230,10 @@ export function* faultAlloc(ucmd: Ucmd, cmd: ViewOf<typeof IommuFaultAlloc>): St
   return e;
 }
 
-/** A page table that is being made gets a fault queue, which it uses until it goes. ENOENT: no such queue. */
+/**
+ * A page table that is being made gets a fault queue, which it uses until it goes. ENOENT: no such queue. Linux keeps a virtual
+ * function off such a table where its physical function has PRI, which none here has.
+ */
 export function setHwptFault(ctx: IommufdCtx, hwpt: IommufdHwpt, faultId: number): Errno | undefined {
   const fault = getObject(ctx, faultId, IommufdFault);
   if (fault instanceof Errno) return fault;
