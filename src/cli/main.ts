@@ -3,5 +3,10 @@
 import { RunThreads } from "../supervise/run_threads.ts";
 
 const threads = process.argv[2] === "run" ? new RunThreads() : undefined;
-const { main } = await import("./commands.ts");
-await main(threads);
+try {
+  const { main } = await import("./commands.ts");
+  await main(threads);
+} finally {
+  // The command line may have asked for something else.
+  await threads?.abandon();
+}

@@ -14,7 +14,7 @@ import { closeFd } from "./fd.ts";
 import { HostError } from "./host_error.ts";
 import { inheritedNofile } from "./rlimit.ts";
 import { CULPRIT, ORDERED, type SpawnHandle, type SpawnOrder, STAGE, WORD } from "./spawn_order.ts";
-import { SpawnThread } from "./spawn_thread.ts";
+import { abandonSpawn, SpawnThread } from "./spawn_thread.ts";
 
 export interface SpawnOptions {
   /** A path, when there is a slash in it; otherwise it is looked for in PATH, as execvp(3) does. */
@@ -146,20 +146,16 @@ export class ProgramStarter {
     const { words, port } = this.#handle;
     if (Atomics.load(words, WORD.ordered) !== ORDERED.notYet) throw new RangeError("a starter starts one program");
     port.postMessage(order);
-    this.#say(ORDERED.start);
+    Atomics.store(words, WORD.ordered, ORDERED.start);
+    Atomics.notify(words, WORD.ordered);
+    port.close();
     return new ProgramSpawn(words, options.program, this.#thread);
   }
 
   /** Ends the thread, when there is nothing to start after all. */
   abandon(): void {
-    this.#say(ORDERED.nothing);
-  }
-
-  #say(what: number): void {
-    const { words, port } = this.#handle;
-    Atomics.store(words, WORD.ordered, what);
-    Atomics.notify(words, WORD.ordered);
-    port.close();
+    abandonSpawn(this.#handle.words);
+    this.#handle.port.close();
   }
 }
 

@@ -3,7 +3,7 @@
  * else. Nothing here needs the FFI, so that a thread that loads next to nothing can start it for another.
  */
 import { MessageChannel, type Worker } from "node:worker_threads";
-import { RESULT_WORDS, type SpawnHandle, type SpawnThreadData, WORD } from "./spawn_order.ts";
+import { ORDERED, RESULT_WORDS, type SpawnHandle, type SpawnThreadData, WORD } from "./spawn_order.ts";
 import { startWorker } from "./worker.ts";
 
 export class SpawnThread {
@@ -31,4 +31,15 @@ export class SpawnThread {
     this.#worker.ref();
     return this.#ended;
   }
+
+  /** Ends it when it was given no order, and nobody will give one. */
+  abandon(): void {
+    abandonSpawn(this.handle.words);
+  }
+}
+
+/** Says that there is nothing to start, unless an order was given; by the words that are shared with the thread. */
+export function abandonSpawn(words: Int32Array): void {
+  Atomics.compareExchange(words, WORD.ordered, ORDERED.notYet, ORDERED.nothing);
+  Atomics.notify(words, WORD.ordered);
 }

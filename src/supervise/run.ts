@@ -33,15 +33,17 @@ const say = (message: string): void => void process.stderr.write(`barlink: ${mes
 export async function run(threads: RunThreads, command: string, args: readonly string[], options: RunOptions): Promise<void> {
   const signals = new SignalRelay();
   let launch: ReturnType<typeof findProgram>;
+  let watchdog: Watchdog;
   try {
     launch = findProgram(command, args, process.cwd(), process.env.PATH);
+    for (const w of launch.warnings) say(w);
+    watchdog = startWatchdog();
   } catch (e) {
+    await threads.abandon();
     if (!(e instanceof LaunchError)) throw e;
     say(e.message);
     process.exit(e.status);
   }
-  for (const w of launch.warnings) say(w);
-  const watchdog = startWatchdog();
   const { directory } = watchdog;
   const order: RunOrder = { ...options, traceFile: options.traceFile, file: launch.file, argv: launch.argv, directory };
   const message = await threads.supervise(order, (pid) => signals.to(pid));
@@ -54,13 +56,13 @@ export async function run(threads: RunThreads, command: string, args: readonly s
   endLike(message);
 }
 
-/** The watchdog, with the private folder that it watches over. */
+/** The watchdog, with the private folder that it watches over. Throws `LaunchError`. */
 function startWatchdog(): Watchdog {
   try {
     return new Watchdog();
   } catch (e) {
-    say(`cannot make a private folder: ${e instanceof Error ? e.message : String(e)}; set TMPDIR to a folder that can be written`);
-    process.exit(1);
+    const why = e instanceof Error ? e.message : String(e);
+    throw new LaunchError(1, `cannot make a private folder: ${why}; set TMPDIR to a folder that can be written`);
   }
 }
 

@@ -2,6 +2,9 @@
  * The two threads of `barlink run` that take time to come up: the one that
  * supervises, and the one that starts the program. They are started before the
  * command line is looked at, and keep nobody alive until they are given work.
+ *
+ * They are never ended from outside: a thread that is stopped while it loads the
+ * FFI takes the process with it.
  */
 import type { Worker } from "node:worker_threads";
 import { SpawnThread } from "../host/spawn_thread.ts";
@@ -11,12 +14,15 @@ import type { RunMessage, RunOrder, RunThreadData } from "./messages.ts";
 export type LastMessage = Exclude<RunMessage, { kind: "started" }>;
 
 export class RunThreads {
+  readonly #spawn: SpawnThread = new SpawnThread();
   readonly #worker: Worker;
   readonly #last: Promise<LastMessage>;
+  readonly #ended: Promise<void>;
+  #ordered = false;
   #started: (pid: number) => void = () => {};
 
   constructor() {
-    const { handle } = new SpawnThread();
+    const { handle } = this.#spawn;
     const data: RunThreadData = { spawn: handle };
     this.#worker = startWorker("./run_worker.ts", import.meta.url, { workerData: data, transferList: [handle.port] });
     this.#last = new Promise((resolve) => {
@@ -28,17 +34,33 @@ export class RunThreads {
       this.#worker.on("error", (e) => failed(e instanceof Error ? (e.stack ?? e.message) : String(e)));
       this.#worker.once("exit", () => failed("the supervising thread ended"));
     });
+    this.#ended = new Promise((resolve) => this.#worker.once("exit", () => resolve()));
     this.#worker.unref();
   }
 
-  /** Runs a program to its end; `started` hears of its start. */
-  supervise(order: RunOrder, started: (pid: number) => void): Promise<LastMessage> {
+  /** Runs a program to its end; `started` hears of its start. When none ran, both threads have ended as well. */
+  async supervise(order: RunOrder, started: (pid: number) => void): Promise<LastMessage> {
+    this.#ordered = true;
     this.#started = started;
     this.#worker.ref();
     // Who reads them keeps this process alive.
     this.#worker.stdout?.resume();
     this.#worker.stderr?.on("data", (d: Uint8Array) => process.stderr.write(d));
     this.#worker.postMessage(order);
-    return this.#last;
+    const message = await this.#last;
+    if (message.kind === "refused") {
+      this.#spawn.abandon();
+      await Promise.all([this.#ended, this.#spawn.ended]);
+    }
+    return message;
+  }
+
+  /** There is nothing to run after all: resolves when both have ended. Does nothing when a program was run. */
+  async abandon(): Promise<void> {
+    if (this.#ordered) return;
+    this.#ordered = true;
+    this.#worker.ref();
+    this.#worker.postMessage(undefined);
+    await Promise.all([this.#ended, this.#spawn.ended]);
   }
 }
