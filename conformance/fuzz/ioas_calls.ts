@@ -83,14 +83,16 @@ export function copy(w: World, c: Context): boolean {
   const slot = w.slot();
   // A part of the area, where it is known where that lies.
   const skip = typeof a.iova === "bigint" && a.length > P && w.chance(0.3) ? P : 0n;
+  // As a fuzzer says it to a kernel built for tests: the number of an area, and an offset in it.
+  const syz = w.chance(0.05);
   const bytes = w.chance(0.05) ? length(w, c) : a.length - skip - (a.length - skip > P && w.chance(0.2) ? P : 0n);
   const m = {
-    flags: t.flags,
+    flags: t.flags | (syz ? u.MOCK_FLAGS_ACCESS_SYZ : 0),
     dst_ioas_id: to.ref,
     src_ioas_id: from.ref,
     length: bytes,
     dst_iova: t.iova,
-    src_iova: typeof a.iova === "bigint" ? a.iova + skip : a.iova,
+    src_iova: syz ? BigInt(w.rng.below(4)) | (skip << 32n) : typeof a.iova === "bigint" ? a.iova + skip : a.iova,
   };
   if (ioctl(w, c, c.fd, u.IOMMU_IOAS_COPY, u.IommuIoasCopy, m, { keeps: t.chosen ? { dst_iova: slot } : {} }))
     remember(w, to, t, slot, bytes, a.va === undefined ? undefined : a.va + skip);

@@ -193,6 +193,8 @@ export function* ioasMap(ucmd: Ucmd, cmd: ViewOf<typeof IommuIoasMap>): Step<Err
 
 /** IOMMU_IOAS_COPY: the same pages once more. ENOENT when the source has a gap. A revoked area copies as a dead one. */
 export function* ioasCopy(ucmd: Ucmd, cmd: ViewOf<typeof IommuIoasCopy>): Step<Errno | undefined> {
+  const { selftest } = iommufdModule(ucmd.ctx.kernel);
+  if (selftest !== undefined) yield* selftest.convertCopy(ucmd.ctx, cmd);
   const { flags, length } = cmd;
   const bad = checkMap(flags, 0, length, cmd.src_iova, cmd.dst_iova);
   if (bad !== undefined) return bad;

@@ -2,6 +2,7 @@
 import type { Errno } from "../../lib/errno.ts";
 import { KernelBug } from "../../lib/kernel_bug.ts";
 import type { Step } from "../../sched/task.ts";
+import type { IommuIoasCopy } from "../../uapi/iommufd.ts";
 import type { IommuTestCmd } from "../../uapi/iommufd_test.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
 import type { PrivateMap } from "../dma_buf/interconnect.ts";
@@ -17,6 +18,8 @@ export const SELFTEST_RESERVATION = "selftest";
 export interface IommufdSelftest {
   /** IOMMU_TEST_CMD. */
   execute(ucmd: Ucmd, cmd: ViewOf<typeof IommuTestCmd>): Step<Errno | number | undefined>;
+  /** A copy that a fuzzer asks for, whose source is the number of an area and an offset in it, gets the IOVA that is meant. */
+  convertCopy(ctx: IommufdCtx, cmd: ViewOf<typeof IommuIoasCopy>): Step<void>;
   /** Where a buffer of the test exporter is; EOPNOTSUPP for any other. */
   readonly privateMap: PrivateMap;
 }

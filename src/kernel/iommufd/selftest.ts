@@ -8,6 +8,7 @@
 import { U64_MAX } from "../../lib/addr.ts";
 import { EINVAL, EOPNOTSUPP, EOVERFLOW, Errno } from "../../lib/errno.ts";
 import type { Step } from "../../sched/task.ts";
+import type { IommuIoasCopy } from "../../uapi/iommufd.ts";
 import * as T from "../../uapi/iommufd_test.ts";
 import type { ViewOf } from "../../uapi/struct.ts";
 import { MockIommu } from "../iommu/mock.ts";
@@ -16,7 +17,7 @@ import type { IommufdCtx } from "./ctx.ts";
 import { IommufdIoas } from "./ioas.ts";
 import { type IommufdSelftest, iommufdModule, SELFTEST_RESERVATION } from "./module.ts";
 import { getObject, putObject } from "./object.ts";
-import { accessPages, accessReplaceIoas, accessRw, createAccess, destroyAccessPages } from "./selftest_access.ts";
+import { accessPages, accessReplaceIoas, accessRw, createAccess, destroyAccessPages, fuzzedIova } from "./selftest_access.ts";
 import { checkDirty, checkIotlb, checkMap, checkRefs } from "./selftest_check.ts";
 import { checkDevCache, mockDomain, mockDomainReplace, pasidAttach, pasidCheckHwpt, pasidDetach, pasidReplace } from "./selftest_device.ts";
 import { testDmabufGet, testDmabufMap, testDmabufRevoke } from "./selftest_dmabuf.ts";
@@ -34,6 +35,7 @@ export function iommufdSelftestInit(kernel: Kernel): void {
   kernel.leakChecks.set("iommufd mock device", () => unit.devices);
   iommufdModule(kernel).selftest = {
     execute: (ucmd, cmd) => execute(unit, ucmd, cmd),
+    convertCopy,
     privateMap: testDmabufMap,
   } satisfies IommufdSelftest;
 }
@@ -90,6 +92,16 @@ function* execute(unit: MockIommu, ucmd: Ucmd, cmd: TestCmd): Step<Errno | numbe
     default:
       return EOPNOTSUPP;
   }
+}
+
+/** As for an access (`fuzzedIova`). The flag is taken away, also when there is no such IOAS. */
+function* convertCopy(ctx: IommufdCtx, cmd: ViewOf<typeof IommuIoasCopy>): Step<void> {
+  if ((cmd.flags & T.MOCK_FLAGS_ACCESS_SYZ) === 0) return;
+  cmd.flags &= ~T.MOCK_FLAGS_ACCESS_SYZ;
+  const ioas = getObject(ctx, cmd.src_ioas_id, IommufdIoas);
+  if (ioas instanceof Errno) return;
+  cmd.src_iova = yield* fuzzedIova(ioas.iopt, cmd.src_iova);
+  putObject(ctx, ioas);
 }
 
 /** One more range of IOVA that cannot be mapped, until the IOAS goes. */

@@ -36,6 +36,7 @@ import {
   iommufdAccessUnpinPages,
 } from "./access.ts";
 import type { IommufdCtx } from "./ctx.ts";
+import type { IoPagetable } from "./io_pagetable.ts";
 import { userPage } from "./selftest_check.ts";
 import { respond, type Ucmd } from "./ucmd.ts";
 
@@ -87,20 +88,23 @@ class SelftestAccess {
     }
   }
 
-  /** IOVA of a fuzzer, which knows no addresses: the number of an area in the low half, an offset in the high one. */
   *fuzzedIova(iova: bigint): Step<bigint> {
     const { ioasLock, ioas } = this.complete;
     yield* ioasLock.lock();
     try {
-      if (ioas === undefined) return 0n;
-      yield* ioas.iopt.iovaSem.downRead();
-      const area = [...ioas.iopt.areas][Number(iova & 0xffff_ffffn)];
-      ioas.iopt.iovaSem.upRead();
-      return area === undefined ? 0n : BigInt.asUintN(64, area.start + (iova >> 32n));
+      return ioas === undefined ? 0n : yield* fuzzedIova(ioas.iopt, iova);
     } finally {
       ioasLock.unlock();
     }
   }
+}
+
+/** IOVA of a fuzzer, which knows no addresses: the number of an area in the low half, an offset in the high one; 0 for no area. */
+export function* fuzzedIova(iopt: IoPagetable, iova: bigint): Step<bigint> {
+  yield* iopt.iovaSem.downRead();
+  const area = [...iopt.areas][Number(iova & 0xffff_ffffn)];
+  iopt.iovaSem.upRead();
+  return area === undefined ? 0n : BigInt.asUintN(64, area.start + (iova >> 32n));
 }
 
 const accessFops: FileOps = {
