@@ -20,28 +20,40 @@ import { HappensBefore } from "./happens_before.ts";
 import { byDefault, type Decide, type Footprint, type Violation } from "./program.ts";
 import { childOf, NAMED, TIME } from "./schedule.ts";
 
-/** Numbers that stay from run to run. */
+/** Numbers that stay from run to run, of things by their names, kind by kind. */
 export class Numbers {
-  readonly #byKey: Map<string, number> = new Map();
+  #next = 0;
+  readonly #old: Map<string, number> = new Map();
+  readonly #new: Map<string, number> = new Map();
+  readonly #scene: Map<string, number> = new Map();
+  readonly #threads: Map<number, number> = new Map();
 
-  readonly #ofThread: Map<number, number> = new Map();
-
-  ofThread(thread: number): number {
-    let n = this.#ofThread.get(thread);
+  #of<K>(numbers: Map<K, number>, key: K): number {
+    let n = numbers.get(key);
     if (n === undefined) {
-      n = this.of(`thread ${thread}`);
-      this.#ofThread.set(thread, n);
+      n = this.#next++;
+      numbers.set(key, n);
     }
     return n;
   }
 
-  of(key: string): number {
-    let n = this.#byKey.get(key);
-    if (n === undefined) {
-      n = this.#byKey.size;
-      this.#byKey.set(key, n);
-    }
-    return n;
+  /** The `nth` object that was met before the tasks started. */
+  ofOld(nth: number, name: string): number {
+    return this.#of(this.#old, `${nth} ${name}`);
+  }
+
+  /** All that are made later, and are called so. */
+  ofNew(name: string): number {
+    return this.#of(this.#new, name);
+  }
+
+  /** What a scene calls so. */
+  ofScene(name: string): number {
+    return this.#of(this.#scene, name);
+  }
+
+  ofThread(thread: number): number {
+    return this.#of(this.#threads, thread);
   }
 }
 
@@ -55,13 +67,46 @@ export interface Choice {
 const NONE: readonly number[] = [];
 const TAKEN_FROM_TIME: readonly number[] = [TIME];
 
+/** What is left of an object that was freed. */
+interface Grave {
+  readonly recorder: Recorder;
+  /** Thread that has freed it. */
+  readonly by: number;
+  readonly values: Record<string, unknown>;
+}
+
+const GRAVES: WeakMap<object, Grave> = new WeakMap();
+/** By field: one for all objects, so that objects of one class keep one shape. */
+const accessors: Map<string, PropertyDescriptor> = new Map();
+
+function graveOf(field: string): PropertyDescriptor {
+  let d = accessors.get(field);
+  if (d === undefined) {
+    d = {
+      get(this: object): unknown {
+        const grave = GRAVES.get(this);
+        grave?.recorder.exhumed(this, field, "reads", grave.by);
+        return grave?.values[field];
+      },
+      set(this: object, value: unknown): void {
+        const grave = GRAVES.get(this);
+        grave?.recorder.exhumed(this, field, "writes", grave.by);
+        if (grave !== undefined) grave.values[field] = value;
+      },
+      configurable: true,
+      enumerable: true,
+    };
+    accessors.set(field, d);
+  }
+  return d;
+}
+
 /** Collects the footprint of the step that runs, and settles its choices. */
 export class Recorder implements SchedObserver {
   readonly sched: Sched;
   readonly #numbers: Numbers;
-  /** What was met before the tasks started, and since. */
+  /** What was met before the tasks started. */
   readonly #known: Map<object, number> = new Map();
-  readonly #met: Map<object, number> = new Map();
   #started = false;
   #accesses: number[] = [];
   #acquired = -1;
@@ -97,7 +142,7 @@ export class Recorder implements SchedObserver {
   /** Another task may care about the order of this step and others that touch `name`. */
   touch(name: string, write = true): void {
     if (this.#quiet || this.#stepping < 0) return;
-    this.#note(this.#numbers.of(`scene ${name}`), write);
+    this.#note(this.#numbers.ofScene(name), write);
   }
 
   /**
@@ -174,33 +219,23 @@ export class Recorder implements SchedObserver {
   freed(object: object): void {
     this.forward?.freed?.(object);
     if (this.#stepping < 0) return;
-    const by = this.nameOf(this.#stepping);
-    const name = object.constructor.name;
+    const values: Record<string, unknown> = {};
     for (const field of Object.keys(object)) {
-      let value = (object as Record<string, unknown>)[field];
-      const used = (how: string): void => {
-        if (this.#stepping >= 0) {
-          this.report("use-after-free", `${this.nameOf(this.#stepping)} ${how} ${name}.${field}, which ${by} has freed`);
-        }
-      };
-      Object.defineProperty(object, field, {
-        get: () => {
-          used("reads");
-          return value;
-        },
-        set: (v) => {
-          used("writes");
-          value = v;
-        },
-        configurable: true,
-        enumerable: true,
-      });
+      values[field] = (object as Record<string, unknown>)[field];
+      Object.defineProperty(object, field, graveOf(field));
     }
+    GRAVES.set(object, { recorder: this, by: this.#stepping, values });
+  }
+
+  /** Somebody uses a field of what thread `by` has freed. */
+  exhumed(object: object, field: string, how: string, by: number): void {
+    if (this.#stepping < 0) return;
+    const name = `${object.constructor.name}.${field}`;
+    this.report("use-after-free", `${this.nameOf(this.#stepping)} ${how} ${name}, which ${this.nameOf(by)} has freed`);
   }
 
   /** The run is over, and the tasks of the next are about to start in the same world: what the run was is forgotten. */
   renew(): void {
-    this.#met.clear();
     this.#threads.clear();
     this.#numberOfTask.clear();
     this.born.length = 0;
@@ -251,11 +286,11 @@ export class Recorder implements SchedObserver {
   }
 
   numberOf(on: Named): number {
-    const known = this.#known.get(on) ?? this.#met.get(on);
+    const known = this.#known.get(on);
     if (known !== undefined) return known;
-    const n = this.#numbers.of(this.#started ? `new ${on.name}` : `${this.#known.size} ${on.name}`);
-    if (this.#started) this.#met.set(on, n);
-    else this.#known.set(on, n);
+    if (this.#started) return this.#numbers.ofNew(on.name);
+    const n = this.#numbers.ofOld(this.#known.size, on.name);
+    this.#known.set(on, n);
     return n;
   }
 
