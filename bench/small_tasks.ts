@@ -27,6 +27,17 @@ class World implements Scene {
   end(): string {
     return this.order;
   }
+
+  start(): readonly Task[] {
+    this.order = "";
+    for (const [i, task] of this.tasks.entries()) this.sched.start(task, body(this, NAMES[i] as string));
+    return this.tasks;
+  }
+
+  /** Every lock is free when its task has ended: the next run needs no other world. */
+  renew(): readonly Task[] | undefined {
+    return this.inside === 0 && !this.shared.locked ? this.start() : undefined;
+  }
 }
 
 /** Of the module, not of a run: a generator function made anew has a shape of its own, which only a full collection frees. */
@@ -55,11 +66,8 @@ export const smallTasks: Scenario = {
   setUp(record): Scene {
     const world = new World();
     record(world.sched);
-    for (const name of NAMES) {
-      const task = world.sched.thread(name, "scenario");
-      world.sched.start(task, body(world, name));
-      world.tasks.push(task);
-    }
+    for (const name of NAMES) world.tasks.push(world.sched.thread(name, "scenario"));
+    world.start();
     return world;
   },
 };

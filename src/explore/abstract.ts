@@ -6,7 +6,17 @@
  * A thread is a generator that yields its operations and is resumed with the
  * value that a read or a choice gave. A lock is free at first; who holds it knows it.
  */
-import { byDefault, type Decide, type Execution, type Footprint, type Outcome, type Pending, type Program } from "./program.ts";
+import {
+  bitOf,
+  byDefault,
+  type Decide,
+  type Execution,
+  type Footprint,
+  NO_FOOTPRINT,
+  type Outcome,
+  type Pending,
+  type Program,
+} from "./program.ts";
 import { waitCycle } from "./wait_for.ts";
 
 export type Op =
@@ -35,8 +45,6 @@ export const unlock = (at: number): Op => ({ op: "unlock", at });
 /** One of `n` values. */
 export const choose = (n: number): Op => ({ op: "choose", at: n });
 
-const NOTHING: Footprint = { accesses: [], acquired: -1, blocking: false, released: [], woke: [], disabled: [], barrier: false };
-
 interface Footprints {
   readonly read: readonly Footprint[];
   readonly write: readonly Footprint[];
@@ -47,12 +55,17 @@ interface Footprints {
 /** Locks are numbered after the variables. */
 function makeFootprints(variables: number, locks: number): Footprints {
   const make = (n: number, of: (i: number) => Partial<Footprint>): Footprint[] =>
-    Array.from({ length: n }, (_, i) => ({ ...NOTHING, ...of(i) }));
+    Array.from({ length: n }, (_, i) => ({ ...NO_FOOTPRINT, ...of(i) }));
   return {
-    read: make(variables, (i) => ({ accesses: [i * 2] })),
-    write: make(variables, (i) => ({ accesses: [i * 2 + 1] })),
-    lock: make(locks, (i) => ({ accesses: [(variables + i) * 2 + 1], acquired: variables + i, blocking: true })),
-    unlock: make(locks, (i) => ({ accesses: [(variables + i) * 2 + 1], released: [variables + i] })),
+    read: make(variables, (i) => ({ accesses: [i * 2], mask: bitOf(i) })),
+    write: make(variables, (i) => ({ accesses: [i * 2 + 1], mask: bitOf(i) })),
+    lock: make(locks, (i) => ({
+      accesses: [(variables + i) * 2 + 1],
+      mask: bitOf(variables + i),
+      acquired: variables + i,
+      blocking: true,
+    })),
+    unlock: make(locks, (i) => ({ accesses: [(variables + i) * 2 + 1], mask: bitOf(variables + i), released: [variables + i] })),
   };
 }
 
@@ -113,7 +126,7 @@ class AbstractExecution implements Execution {
         this.#owners[at] = -1;
         return [this.#shapes.unlock[at] as Footprint, 0];
       case "choose":
-        return [NOTHING, decide(at, "choice")];
+        return [NO_FOOTPRINT, decide(at, "choice")];
     }
   }
 

@@ -30,6 +30,7 @@ import {
   dependent,
   type Execution,
   type Footprint,
+  NO_FOOTPRINT,
   newCounts,
   type OnRun,
   type Pending,
@@ -87,9 +88,8 @@ interface Frame {
   waiting: readonly (Pending & { readonly own: number })[];
 }
 
-const UNSEEN: Footprint = { accesses: [], acquired: -1, blocking: false, released: [], woke: [], disabled: [], barrier: false };
 /** Depends on every step. */
-const ANYTHING: Footprint = { ...UNSEEN, barrier: true };
+const ANYTHING: Footprint = { ...NO_FOOTPRINT, barrier: true };
 const NO_VALUES: readonly number[] = [];
 const NOBODY: readonly never[] = [];
 
@@ -108,6 +108,9 @@ class Optimal {
   /** Last step of each slot in the run, -1 for none. */
   #last: number[] = [];
   #wokenBy: number[] = [];
+  /** The step that is taken, and what it is to choose. */
+  #taking: Frame | undefined = undefined;
+  #plan: readonly number[] = NO_VALUES;
   /** Scratch. */
   readonly #way: Seen[] = [];
 
@@ -182,7 +185,7 @@ class Optimal {
       frames.push({
         thread,
         slot: this.#slotOf(thread),
-        footprint: UNSEEN,
+        footprint: NO_FOOTPRINT,
         values: next?.values ?? NO_VALUES,
         arities: NO_VALUES,
         planned: next?.values !== undefined && next.values.length > 0,
@@ -226,49 +229,35 @@ class Optimal {
   /** Takes step `i` for the first time, or for the first time with these choices. */
   #take(run: Execution, i: number): void {
     const f = this.#frames[i] as Frame;
-    const plan = f.values;
-    const values: number[] = [];
-    const arities: number[] = [];
-    const decide: Decide = (n) => {
-      const wanted = f.planned ? plan[values.length] : undefined;
-      const v = wanted ?? firstAwake(f.sleep, f.thread, values, arities, n);
-      if (!(v >= 0 && v < n)) throw new RangeError(`a choice of ${n} values is not what it was when it was planned`);
-      values.push(v);
-      arities.push(n);
-      return v;
-    };
+    this.#plan = f.values;
+    this.#taking = f;
+    f.values = NO_VALUES;
+    f.arities = NO_VALUES;
     // Who waits for a lock now could have had it before: time passes only when nobody can run.
     const waiting = f.thread === TIME ? run.pending() : NOBODY;
-    f.footprint = run.step(f.thread, decide);
+    f.footprint = run.step(f.thread, this.#decide);
     f.waiting = f.footprint.barrier ? waiting.map((p) => ({ ...p, own: this.#last[this.#slotOf(p.thread)] ?? -1 })) : NOBODY;
-    if (values.length !== plan.length) f.planned = false;
-    f.values = values;
-    f.arities = arities;
+    if (f.values.length !== this.#plan.length) f.planned = false;
     f.wokenBy = this.#wokenBy[f.slot] ?? -1;
-    f.clock = this.#clockOf(i);
-    f.races = this.#racesOf(i, f);
+    this.#order(i, f);
     this.#passed(f, i, f.footprint.woke);
   }
+
+  /** Settles a choice of the step that is taken: as it was planned, or with the first value that does not sleep. */
+  readonly #decide: Decide = (n) => {
+    const f = this.#taking as Frame;
+    const wanted = f.planned ? this.#plan[f.values.length] : undefined;
+    const v = wanted ?? firstAwake(f.sleep, f.thread, f.values, f.arities, n);
+    if (!(v >= 0 && v < n)) throw new RangeError(`a choice of ${n} values is not what it was when it was planned`);
+    f.values = [...f.values, v];
+    f.arities = [...f.arities, n];
+    return v;
+  };
 
   #passed(f: Frame, i: number, woke: readonly number[]): void {
     this.#wokenBy[f.slot] = -1;
     this.#last[f.slot] = i;
     for (const w of woke) this.#wokenBy[this.#slotOf(w)] = i;
-  }
-
-  #clockOf(i: number): Clock {
-    const frames = this.#frames;
-    const { slot, footprint } = frames[i] as Frame;
-    const own = this.#last[slot] ?? -1;
-    const clock: Clock = own >= 0 ? (frames[own] as Frame).clock.slice() : [];
-    while (clock.length < this.#slots.size) clock.push(0);
-    for (let k = i - 1; k >= 0; k--) {
-      const f = frames[k] as Frame;
-      if (f.slot === slot || seen(clock, f) || !dependent(f.footprint, footprint)) continue;
-      join(clock, f.clock);
-    }
-    clock[slot] = (clock[slot] as number) + 1;
-    return clock;
   }
 
   /** Plans the reversal of every race of the complete run: what depends on none of a race's first step may have grown. */
@@ -285,25 +274,39 @@ class Optimal {
       this.#pendingRaces(thread, footprint, this.#last[this.#slotOf(thread)] ?? -1, frames.length);
   }
 
-  #racesOf(j: number, { thread, slot, footprint, wokenBy, clock }: Frame): number[] {
+  /** What comes before step `j`, and what it races with: the dependent steps that nothing else puts before it. */
+  #order(j: number, f: Frame): void {
     const frames = this.#frames;
-    const found: number[] = [];
-    if (footprint.barrier) return found;
+    const { slot, footprint, wokenBy } = f;
     const own = this.#last[slot] ?? -1;
-    const known: Clock = own >= 0 ? (frames[own] as Frame).clock.slice() : [];
-    while (known.length < clock.length) known.push(0);
-    for (let i = j - 1; i >= 0; i--) {
-      const f = frames[i] as Frame;
-      if (f.thread === thread || seen(known, f) || !dependent(f.footprint, footprint)) continue;
-      if (i !== wokenBy && !f.footprint.barrier) {
-        const lock = footprint.acquired;
-        const waited = footprint.blocking && f.footprint.released.includes(lock) && conflictOn(lock, f.footprint, footprint);
-        const first = waited ? this.#sectionStart(i, lock) : i;
-        if (first === i || !this.#orderedOtherwise(first, i, j, thread, footprint, own)) found.push(first);
+    const clock: Clock = own >= 0 ? (frames[own] as Frame).clock.slice() : [];
+    while (clock.length < this.#slots.size) clock.push(0);
+    let races: number[] | undefined;
+    if (footprint.mask !== 0 || footprint.barrier) {
+      for (let i = j - 1; i >= 0; i--) {
+        const before = frames[i] as Frame;
+        if (before.slot === slot || !dependent(before.footprint, footprint) || seen(clock, before)) continue;
+        if (i !== wokenBy && !footprint.barrier && !before.footprint.barrier) {
+          const first = this.#firstOf(i, before, j, f, own);
+          if (first >= 0) {
+            races ??= [];
+            races.push(first);
+          }
+        }
+        join(clock, before.clock);
       }
-      join(known, f.clock);
     }
-    return found;
+    clock[slot] = (clock[slot] as number) + 1;
+    f.clock = clock;
+    f.races = races ?? NO_VALUES;
+  }
+
+  /** The step to turn around for the dependent step `i`: itself, the one that took the lock which `i` released, or none (-1). */
+  #firstOf(i: number, before: Frame, j: number, { thread, footprint }: Frame, own: number): number {
+    const lock = footprint.acquired;
+    const waited = footprint.blocking && before.footprint.released.includes(lock) && conflictOn(lock, before.footprint, footprint);
+    const first = waited ? this.#sectionStart(i, lock) : i;
+    return first === i || !this.#orderedOtherwise(first, i, j, thread, footprint, own) ? first : -1;
   }
 
   /** For a thread that waited for a lock before step `end`: the taking by which it was kept out, in the place of its own. */

@@ -16,6 +16,8 @@
 export interface Footprint {
   /** Objects touched: number of the object × 2, plus 1 when it was written. */
   readonly accesses: readonly number[];
+  /** A bit for each object, several of which share one: where two masks have none in common, no object is touched by both. */
+  readonly mask: number;
   /** Number of the lock that the step took; -1 for none. */
   readonly acquired: number;
   /** The step could not have been taken while another held that lock. */
@@ -40,9 +42,25 @@ export type Decide = (n: number, label: string) => number;
 /** The decision of a run that is left to itself. */
 export const byDefault: Decide = () => 0;
 
+/** The bit of an object in a footprint's mask. */
+export const bitOf = (object: number): number => 1 << (object % 31);
+
+/** The footprint of a step that does nothing, for others to be made of. */
+export const NO_FOOTPRINT: Footprint = {
+  accesses: [],
+  mask: 0,
+  acquired: -1,
+  blocking: false,
+  released: [],
+  woke: [],
+  disabled: [],
+  barrier: false,
+};
+
 /** True when the order of the two steps can matter. */
 export function dependent(a: Footprint, b: Footprint): boolean {
   if (a.barrier || b.barrier) return true;
+  if ((a.mask & b.mask) === 0) return false;
   const p = a.accesses;
   const q = b.accesses;
   for (let i = 0; i < p.length; i++) {

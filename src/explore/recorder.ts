@@ -17,7 +17,7 @@ import type { LockLike } from "../sched/lockdep.ts";
 import type { Sched, SchedObserver } from "../sched/sched.ts";
 import type { Named, Task } from "../sched/task.ts";
 import { HappensBefore } from "./happens_before.ts";
-import { byDefault, type Decide, type Footprint, type Violation } from "./program.ts";
+import { bitOf, byDefault, type Decide, type Footprint, type Violation } from "./program.ts";
 import { childOf, NAMED, TIME } from "./schedule.ts";
 
 /** Numbers that stay from run to run, of things by their names, kind by kind. */
@@ -65,6 +65,7 @@ export interface Choice {
 }
 
 const NONE: readonly number[] = [];
+const NO_CHOICES: readonly Choice[] = [];
 const TAKEN_FROM_TIME: readonly number[] = [TIME];
 
 /** What is left of an object that was freed. */
@@ -109,14 +110,15 @@ export class Recorder implements SchedObserver {
   readonly #known: Map<object, number> = new Map();
   #started = false;
   #accesses: number[] = [];
+  #mask = 0;
   #acquired = -1;
-  #released: number[] = [];
-  #woken: number[] = [];
+  #released: readonly number[] = NONE;
+  #woken: readonly number[] = NONE;
   #cancelled = false;
   /** The step is known: nobody asks what it did. */
   #quiet = false;
   #decide: Decide = byDefault;
-  #choices: Choice[] = [];
+  #choices: readonly Choice[] = NO_CHOICES;
   /** The thread that steps; -1 for none. */
   #stepping = -1;
   /** Every task that is a thread, by its number, and back. */
@@ -154,7 +156,7 @@ export class Recorder implements SchedObserver {
     if (!(Number.isSafeInteger(n) && n > 0)) throw new RangeError(`${label}: a choice of ${n} values`);
     if (n === 1 || this.#stepping < 0) return 0;
     const value = this.#decide(n, label);
-    if (!this.#quiet) this.#choices.push({ label, n, value });
+    if (!this.#quiet) this.#choices = [...this.#choices, { label, n, value }];
     return value;
   }
 
@@ -296,7 +298,9 @@ export class Recorder implements SchedObserver {
 
   #note(object: number, write: boolean): void {
     const a = object * 2 + (write ? 1 : 0);
-    if (this.#stepping >= 0 && !this.#accesses.includes(a)) this.#accesses.push(a);
+    if (this.#stepping < 0 || this.#accesses.includes(a)) return;
+    this.#accesses.push(a);
+    this.#mask |= bitOf(object);
   }
 
   acquired(task: Task, lock: LockLike, mode: "write" | "read"): void {
@@ -321,7 +325,7 @@ export class Recorder implements SchedObserver {
     const n = this.numberOf(lock);
     if (this.#stepping < 0) return;
     this.#note(n, mode === "write");
-    this.#released.push(n);
+    this.#released = [...this.#released, n];
     this.#order?.released(this.#stepping, lock, mode);
   }
 
@@ -352,7 +356,7 @@ export class Recorder implements SchedObserver {
   #wake(thread: number | undefined): void {
     this.#touchThread(thread);
     if (thread === undefined || this.#stepping < 0) return;
-    if (!this.#quiet) this.#woken.push(thread);
+    if (!this.#quiet) this.#woken = [...this.#woken, thread];
     this.#order?.woke(this.#stepping, thread);
   }
 
@@ -380,10 +384,11 @@ export class Recorder implements SchedObserver {
     const task = this.#threads.get(thread);
     const point = task?.point;
     this.#accesses = [];
+    this.#mask = 0;
     this.#acquired = -1;
-    this.#released = [];
-    this.#woken = [];
-    this.#choices = [];
+    this.#released = NONE;
+    this.#woken = NONE;
+    this.#choices = NO_CHOICES;
     this.#cancelled = false;
     this.#decide = decide;
     this.#stepping = thread;
@@ -398,6 +403,7 @@ export class Recorder implements SchedObserver {
     }
     return {
       accesses: this.#accesses,
+      mask: this.#mask,
       acquired: this.#acquired,
       blocking: blocking && this.#acquired >= 0,
       released: this.#released,

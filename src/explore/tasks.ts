@@ -24,10 +24,12 @@ import type { Named, Task } from "../sched/task.ts";
 import { Waitable } from "../sched/wait.ts";
 import type { Trace } from "../trace/trace.ts";
 import {
+  bitOf,
   byDefault,
   type Decide,
   type Execution,
   type Footprint,
+  NO_FOOTPRINT,
   type Outcome,
   type Pending,
   type Program,
@@ -198,10 +200,10 @@ export class TaskExecution implements Execution {
   step(thread: number, decide: Decide = byDefault): Footprint {
     if (++this.#steps > this.#maxSteps) {
       this.#violation = { kind: "livelock", message: `the run has not ended after ${this.#maxSteps} steps` };
-      return NOTHING;
+      return NO_FOOTPRINT;
     }
     const task = this.recorder.taskOf(thread);
-    let footprint = NOTHING;
+    let footprint = NO_FOOTPRINT;
     try {
       footprint = this.recorder.step(thread, decide, !this.#anyTime);
     } catch (e) {
@@ -227,7 +229,7 @@ export class TaskExecution implements Execution {
       if (task === undefined || task.state !== "runnable" || task.point === undefined || !lockedOut(task)) continue;
       const lock = this.recorder.numberOf(task.point.on);
       const access = lock * 2 + (task.point.op === "lock-read" ? 0 : 1);
-      out.push({ thread, footprint: { ...NOTHING, accesses: [access], acquired: lock, blocking: true } });
+      out.push({ thread, footprint: { ...NO_FOOTPRINT, accesses: [access], mask: bitOf(lock), acquired: lock, blocking: true } });
     }
     return out;
   }
@@ -303,8 +305,6 @@ export class TaskExecution implements Execution {
     return { kind: "deadlock", message };
   }
 }
-
-const NOTHING: Footprint = { accesses: [], acquired: -1, blocking: false, released: [], woke: [], disabled: [], barrier: false };
 
 const canRun = (task: Task): boolean => task.state === "runnable" && !lockedOut(task);
 
