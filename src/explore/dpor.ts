@@ -24,6 +24,7 @@
  * Source: Abdulla, Aronis, Jonsson, Sagonas, "Source sets: a foundation for
  * optimal dynamic partial order reduction", JACM 64(4), 2017.
  */
+import { type Part, type Sleeper, WHOLE } from "./parts.ts";
 import {
   type Counts,
   type Decide,
@@ -51,11 +52,6 @@ interface Seen {
 /** A step yet to be taken: a node of a wakeup tree. */
 interface Node extends Seen {
   children: Node[];
-}
-
-/** A step that need not be tried. */
-interface Sleeper extends Seen {
-  readonly values: readonly number[];
 }
 
 /** Steps by slot; what is not there is 0. */
@@ -95,12 +91,18 @@ const NOBODY: readonly never[] = [];
 
 /** Explores every trace of a program. */
 export function exploreOptimal(program: Program, onRun: OnRun): Counts {
-  return new Optimal(program, onRun).explore();
+  return new Optimal(program, onRun, WHOLE).explore();
+}
+
+/** Explores every trace of a part of a program's search. */
+export function explorePart(program: Program, part: Part, onRun: OnRun): Counts {
+  return new Optimal(program, onRun, part).explore();
 }
 
 class Optimal {
   readonly #program: Program;
   readonly #onRun: OnRun;
+  readonly #part: Part;
   readonly #counts: Counts = newCounts();
   readonly #frames: Frame[] = [];
   /** Place of each thread in the clocks, in order of first sight. */
@@ -111,12 +113,15 @@ class Optimal {
   /** The step that is taken, and what it is to choose. */
   #taking: Frame | undefined = undefined;
   #plan: readonly number[] = NO_VALUES;
+  /** The run in hand was given up because all that could go on sleeps. */
+  #asleep = false;
   /** Scratch. */
   readonly #way: Seen[] = [];
 
-  constructor(program: Program, onRun: OnRun) {
+  constructor(program: Program, onRun: OnRun, part: Part) {
     this.#program = program;
     this.#onRun = onRun;
+    this.#part = part;
   }
 
   explore(): Counts {
@@ -132,6 +137,8 @@ class Optimal {
         this.#races(run);
       } else {
         counts.blocked++;
+        // Never so in a whole search that is exact; but what sleeps from a part's beginning may be woken by steps in another order.
+        if (this.#asleep) this.#races(run);
         run.abandon?.();
       }
     } while (this.#backtrack());
@@ -160,9 +167,12 @@ class Optimal {
     const decided = frames.length;
     this.#last = [];
     this.#wokenBy = [];
-    this.#retrace(run, decided - 1);
+    this.#asleep = false;
     const turn = frames[decided - 1];
-    if (turn !== undefined) {
+    if (turn === undefined) {
+      this.#begin(run);
+    } else {
+      this.#retrace(run, decided - 1);
       if (!run.enabled().includes(turn.thread)) {
         // Again a plan that does not hold: nothing was done, and it need not sleep.
         turn.footprint = ANYTHING;
@@ -174,14 +184,18 @@ class Optimal {
       const enabled = run.enabled();
       if (enabled.length === 0) return true;
       const before = frames[frames.length - 1];
-      const sleep = before === undefined ? [] : stillAsleep(before);
+      const atCut = frames.length === this.#part.prefix.length;
+      const sleep = atCut ? [...this.#part.asleep] : before === undefined ? [] : stillAsleep(before);
       const below = before?.below ?? NO_NODES;
       const first = below[0];
       const todo = below.length > 1 ? below.slice(1) : [];
       // A plan made of footprints that have changed may not go on as planned; the state is explored all the same.
       const next = first !== undefined && enabled.includes(first.thread) ? first : undefined;
       const thread = next?.thread ?? pick(enabled, sleep, before?.thread);
-      if (thread === undefined) return false;
+      if (thread === undefined) {
+        this.#asleep = true;
+        return false;
+      }
       frames.push({
         thread,
         slot: this.#slotOf(thread),
@@ -198,6 +212,28 @@ class Optimal {
         waiting: NOBODY,
       });
       this.#take(run, frames.length - 1);
+    }
+  }
+
+  /** Takes the beginning of the part for the first time. */
+  #begin(run: Execution): void {
+    for (const { thread, values } of this.#part.prefix) {
+      this.#frames.push({
+        thread,
+        slot: this.#slotOf(thread),
+        footprint: UNSEEN,
+        values,
+        arities: NO_VALUES,
+        planned: values.length > 0,
+        clock: NO_CLOCK,
+        wokenBy: -1,
+        races: [],
+        sleep: [],
+        todo: [],
+        below: NO_NODES,
+        waiting: NOBODY,
+      });
+      this.#take(run, this.#frames.length - 1);
     }
   }
 
@@ -352,6 +388,7 @@ class Optimal {
 
   /** Plans, for the state before step `i`, all that does not depend on it, and then `second`, which is or would be step `j`. */
   #reverse(i: number, second: Seen, j: number): void {
+    if (i < this.#part.prefix.length) return;
     const frames = this.#frames;
     const first = frames[i] as Frame;
     const way = this.#way;
@@ -367,10 +404,12 @@ class Optimal {
     for (let k = 0; k < sleep.length; k++) {
       const s = sleep[k] as Sleeper;
       const at = isInitial(s, way);
+      // Where it was tried here, its own races lead to this way. What sleeps from a cut covers only what begins with it.
+      if (at === NOWHERE && s.cut === true) continue;
       // Where not every value sleeps, one that does covers only a way that chooses the same.
       if (at >= 0 ? way[at]?.values !== undefined || sleeps(sleep, s.thread) : at === NOWHERE && sleeps(sleep, s.thread)) return;
     }
-    insert(first.todo, way, sleep);
+    insert(first.todo, way, sleep.some((s) => s.cut === true) ? sleep.filter((s) => s.cut !== true) : sleep);
   }
 
   /** To the next step that is to be tried; false when there is none. */
@@ -378,7 +417,7 @@ class Optimal {
     const frames = this.#frames;
     for (;;) {
       const f = frames[frames.length - 1];
-      if (f === undefined) return false;
+      if (f === undefined || frames.length <= this.#part.prefix.length) return false;
       f.sleep.push({ thread: f.thread, footprint: f.footprint, values: f.values, arities: f.arities });
       if (!f.planned && f.values.length > 0 && !sleeps(f.sleep, f.thread)) {
         // Another choice of the same step.

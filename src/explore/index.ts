@@ -1,7 +1,8 @@
 export { type AbstractThread, abstractProgram, choose, lock, type Op, read, unlock, update, write } from "./abstract.ts";
-export { exploreOptimal } from "./dpor.ts";
+export { exploreOptimal, explorePart } from "./dpor.ts";
 export { formatInterleaving, type Told, type ToldStep, tell } from "./interleaving.ts";
 export { type KernelScenario, kernelScenario } from "./kernel_scenario.ts";
+export { type Part, partAt, partsOf, WHOLE } from "./parts.ts";
 export {
   type Counts,
   type Decide,
