@@ -196,45 +196,33 @@ class Optimal {
         this.#asleep = true;
         return false;
       }
-      frames.push({
-        thread,
-        slot: this.#slotOf(thread),
-        footprint: NO_FOOTPRINT,
-        values: next?.values ?? NO_VALUES,
-        arities: NO_VALUES,
-        planned: next?.values !== undefined && next.values.length > 0,
-        clock: NO_CLOCK,
-        wokenBy: -1,
-        races: [],
-        sleep,
-        todo,
-        below: next?.children ?? NO_NODES,
-        waiting: NOBODY,
-      });
-      this.#take(run, frames.length - 1);
+      this.#go(run, thread, next?.values ?? NO_VALUES, sleep, todo, next?.children ?? NO_NODES);
     }
+  }
+
+  /** Takes a step that was not taken before. */
+  #go(run: Execution, thread: number, values: readonly number[], sleep: Sleeper[], todo: Node[], below: readonly Node[]): void {
+    this.#frames.push({
+      thread,
+      slot: this.#slotOf(thread),
+      footprint: NO_FOOTPRINT,
+      values,
+      arities: NO_VALUES,
+      planned: values.length > 0,
+      clock: NO_CLOCK,
+      wokenBy: -1,
+      races: [],
+      sleep,
+      todo,
+      below,
+      waiting: NOBODY,
+    });
+    this.#take(run, this.#frames.length - 1);
   }
 
   /** Takes the beginning of the part for the first time. */
   #begin(run: Execution): void {
-    for (const { thread, values } of this.#part.prefix) {
-      this.#frames.push({
-        thread,
-        slot: this.#slotOf(thread),
-        footprint: UNSEEN,
-        values,
-        arities: NO_VALUES,
-        planned: values.length > 0,
-        clock: NO_CLOCK,
-        wokenBy: -1,
-        races: [],
-        sleep: [],
-        todo: [],
-        below: NO_NODES,
-        waiting: NOBODY,
-      });
-      this.#take(run, this.#frames.length - 1);
-    }
+    for (const { thread, values } of this.#part.prefix) this.#go(run, thread, values, [], [], NO_NODES);
   }
 
   /** Takes the steps before `end` as they were taken before. */
