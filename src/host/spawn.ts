@@ -167,7 +167,7 @@ const STANDARD: readonly (readonly [number, number])[] = [
 
 /** Begins; the program may run before this returns. */
 export function startProgram(options: SpawnOptions): ProgramSpawn {
-  return new ProgramStarter(new SpawnThread()).start(options);
+  return new ProgramStarter(new SpawnThread().start()).start(options);
 }
 
 /** Starts a program, and blocks until it runs (some 60 ms; a `SpawnThread` that is up saves most of that). Throws HostError. */

@@ -7,10 +7,11 @@ import { ORDERED, RESULT_WORDS, type SpawnHandle, type SpawnThreadData, WORD } f
 import { startWorker } from "./worker.ts";
 
 export class SpawnThread {
-  /** For the `ProgramStarter` that gives the order, here or in another thread. */
+  /** For the `ProgramStarter` that gives the order, here or in another thread; before or after the start. */
   readonly handle: SpawnHandle;
-  readonly #worker: Worker;
-  readonly #ended: Promise<void>;
+  readonly #data: SpawnThreadData;
+  #worker: Worker | undefined = undefined;
+  #ended: Promise<void> = Promise.resolve();
 
   constructor() {
     const words = new Int32Array(new SharedArrayBuffer(4 * RESULT_WORDS));
@@ -18,17 +19,24 @@ export class SpawnThread {
     words[WORD.pid] = -1;
     const { port1, port2 } = new MessageChannel();
     port1.unref();
+    port2.unref();
     this.handle = { words, port: port1 };
-    const data: SpawnThreadData = { words, port: port2 };
-    this.#worker = startWorker("./spawn_worker.ts", import.meta.url, { workerData: data, transferList: [port2] });
-    this.#ended = new Promise((resolve) => this.#worker.once("exit", () => resolve()));
-    this.#worker.on("error", () => {});
-    this.#worker.unref();
+    this.#data = { words, port: port2 };
+  }
+
+  /** Starts it. */
+  start(): this {
+    const worker = startWorker("./spawn_worker.ts", import.meta.url, { workerData: this.#data, transferList: [this.#data.port] });
+    this.#ended = new Promise((resolve) => worker.once("exit", () => resolve()));
+    worker.on("error", () => {});
+    worker.unref();
+    this.#worker = worker;
+    return this;
   }
 
   /** Resolves when the thread has ended, and the filter has lost that user. Only who asks for it keeps this process alive for it. */
   get ended(): Promise<void> {
-    this.#worker.ref();
+    this.#worker?.ref();
     return this.#ended;
   }
 

@@ -1,7 +1,8 @@
 /**
- * The two threads of `barlink run` that take time to come up: the one that
- * supervises, and the one that starts the program. They are started before the
- * command line is looked at, and keep nobody alive until they are given work.
+ * The two threads of `barlink run`: the one that supervises, which is started
+ * before the command line is looked at, and keeps nobody alive until it is given
+ * work; and the one that starts the program, which comes up while the former
+ * loads the embedded kernel.
  *
  * They are never ended from outside: a thread that is stopped while it loads the
  * FFI takes the process with it.
@@ -42,6 +43,8 @@ export class RunThreads {
   async supervise(order: RunOrder, started: (pid: number) => void): Promise<LastMessage> {
     this.#ordered = true;
     this.#started = started;
+    // Only now: until here this thread was busy, and the other one is what everything waits for.
+    this.#spawn.start();
     this.#worker.ref();
     // Who reads them keeps this process alive.
     this.#worker.stdout?.resume();
@@ -55,12 +58,12 @@ export class RunThreads {
     return message;
   }
 
-  /** There is nothing to run after all: resolves when both have ended. Does nothing when a program was run. */
+  /** There is nothing to run after all: resolves when the thread has ended. Does nothing when a program was run. */
   async abandon(): Promise<void> {
     if (this.#ordered) return;
     this.#ordered = true;
     this.#worker.ref();
     this.#worker.postMessage(undefined);
-    await Promise.all([this.#ended, this.#spawn.ended]);
+    await this.#ended;
   }
 }

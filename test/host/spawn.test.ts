@@ -220,7 +220,7 @@ describe("a program", () => {
   });
 
   it("can come from a thread that was started ahead, which starts one, or is abandoned", async () => {
-    const thread = new SpawnThread();
+    const thread = new SpawnThread().start();
     const starter = new ProgramStarter(thread);
     // Long enough for it to be up; the order comes before or after that all the same.
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500);
@@ -228,7 +228,7 @@ describe("a program", () => {
     const { pid } = spawn.wait();
     expect(() => starter.start({ program: "true" })).toThrow("a starter starts one program");
     expect(ok(waitPid(pid, { block: true }))).toMatchObject({ kind: "exited", status: 0 });
-    const unneeded = new SpawnThread();
+    const unneeded = new SpawnThread().start();
     new ProgramStarter(unneeded.handle).abandon();
     await Promise.all([spawn.ended, unneeded.ended]);
   });
