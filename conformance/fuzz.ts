@@ -6,6 +6,7 @@
  *   … fuzz --seed 7 --calls 1000000               on the embedded kernel alone
  *   … fuzz --seed 7 --linux 'COMMAND'             the same 20,000 on a real Linux, compared; `fuzz/linux.ts` says what COMMAND is
  *   … fuzz --seed 7 --linux 'COMMAND' --record    and kept as `data/fuzz-linux.gz`
+ *   … fuzz --run                                  the program that asked Linux, native, under `barlink run`: against the same answers
  *
  * On the embedded kernel each sequence has a fresh machine, lockdep watches, the
  * invariants of every context are checked between calls, and nothing may be left
@@ -16,11 +17,12 @@
  * value of IOMMU_TEST_OP_DMABUF_GET mended. It holds the calls themselves.
  */
 import { availableParallelism } from "node:os";
+import { join } from "node:path";
 import { Command, InvalidArgumentError } from "commander";
 import { Piscina } from "piscina";
 import { readMachine } from "../src/client/index.ts";
 import { type Difference, type KnownDifferences, knownDifferences } from "./differences.ts";
-import { execute, invent } from "./fuzz/execute.ts";
+import { DEVICES, execute, invent } from "./fuzz/execute.ts";
 import { type Answers, askLinux, record, recorded } from "./fuzz/linux.ts";
 import type { Sequence } from "./fuzz/program.ts";
 import { labels, readable } from "./fuzz/readable.ts";
@@ -46,6 +48,7 @@ interface Options {
   readonly jobs: number;
   readonly linux?: string;
   readonly record: boolean;
+  readonly run: boolean;
 }
 
 function parse(args: readonly string[]): Options {
@@ -61,6 +64,7 @@ function parse(args: readonly string[]): Options {
     .option("--jobs <n>", "threads", whole, availableParallelism())
     .option("--linux <command>", "asks a real Linux: a line for sh, with $FUZZ and $PROGRAM")
     .option("--record", "keeps what it answers", false)
+    .option("--run", "asks barlink run instead, with what is kept", false)
     .option("--verbose", "of other suites")
     .parse([...args], { from: "user" })
     .opts<Options>();
@@ -69,6 +73,26 @@ function parse(args: readonly string[]): Options {
 const seedsOf = ({ seed, length }: Options, calls: number): number[] =>
   Array.from({ length: Math.ceil(calls / length) }, (_, i) => seed + i);
 
+/** Calls that give a descriptor: what they return, or write. */
+const DESCRIPTORS: ReadonlySet<string> = new Set([
+  "open",
+  "dup",
+  "memfd",
+  "eventfd",
+  "VFIO_DEVICE_FEATURE",
+  "IOMMU_TEST_OP_DMABUF_GET",
+  "IOMMU_TEST_OP_CREATE_ACCESS",
+  "IOMMU_FAULT_QUEUE_ALLOC",
+  "IOMMU_VEVENTQ_ALLOC",
+]);
+
+/** In which way two answers differ: `ENOENT here 0`, or only in a descriptor's number, or in what was written. */
+function fieldOf(call: string, want: string | undefined, got: string | undefined): string {
+  const [w, g] = [want?.split(" ")[0], got?.split(" ")[0]];
+  if (DESCRIPTORS.has(call) && /^\d/.test(w ?? "") && /^\d/.test(g ?? "")) return "descriptor";
+  return w === g ? "memory" : `${w} here ${g}`;
+}
+
 /** Where the answers part: of each call. */
 function compare(s: Sequence, want: readonly string[], got: readonly string[]): Difference[][] {
   const names = labels(s);
@@ -76,8 +100,8 @@ function compare(s: Sequence, want: readonly string[], got: readonly string[]): 
   return s.calls.map((_, i) => {
     const [w, g] = [want[i], got[i]];
     if (w === g) return [];
-    const [wr, gr] = [w?.split(" ")[0], g?.split(" ")[0]];
-    return [{ section, call: names[i] ?? "", what: s.name, field: wr === gr ? "memory" : `${wr} here ${gr}`, want: w, got: g }];
+    const call = names[i] ?? "";
+    return [{ section, call, what: s.name, field: fieldOf(call, w, g), want: w, got: g }];
   });
 }
 
@@ -180,8 +204,33 @@ async function explainBroken(o: Options, b: Report["broken"][number], what: stri
   for (const line of readable(least, { here: execute(least, machine).answers })) out(`  ${line}`);
 }
 
+/** The recorded calls by the native program under `barlink run`. */
+function underRun(): number {
+  const { sequences, answers } = recorded();
+  const barlink = join(import.meta.dirname, "..", "dist", "cli", "main.js");
+  const names = Object.entries(DEVICES)
+    .map(([name, address]) => `${name.slice(1)}=${address}`)
+    .join(" ");
+  const command = `"${process.execPath}" "${barlink}" run --selftest --machine oracle -- "$FUZZ" "$PROGRAM" ${names}`;
+  const got = askLinux(command, sequences).answers;
+  const known = knownDifferences("fuzz-run");
+  const tallies = new Tallies();
+  const lines: string[] = [];
+  for (const s of sequences) {
+    const section = s.name.split(" ")[1] ?? "";
+    const want = answers.get(s.name) ?? [];
+    compare(s, want, got.get(s.name) ?? []).forEach((differences, i) => {
+      lines.push(...tallies.judge(section, differences, known, `sequence ${s.name} call ${i}`));
+    });
+  }
+  tallies.report("fuzz --run", "calls asked on Linux", lines);
+  for (const k of known.unused()) out(`docs/differences.md has a row that no call needs any more: ${k}`);
+  return lines.length > 0 || known.unused().length > 0 ? 1 : 0;
+}
+
 export async function run(args: readonly string[]): Promise<number> {
   const o = parse(args);
+  if (o.run) return underRun();
   const known = knownDifferences("fuzz");
   const { linux } = o;
   if (linux !== undefined) {

@@ -164,6 +164,15 @@ static off_t region(int fd, uint64_t index, uint64_t offset)
 	return (off_t)((index << 40) + offset);
 }
 
+/* An offset of a mapping, which names a region from its 40th bit on: iommufd's and files' are small. */
+static off_t mapped_at(int fd, uint64_t offset)
+{
+	int e = errno;
+	off_t at = offset >> 40 ? region(fd, offset >> 40, offset & ((1UL << 40) - 1)) : (off_t)offset;
+	errno = e;
+	return at;
+}
+
 static void drop(unsigned capability)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
@@ -257,7 +266,7 @@ static void perform(char *op, char **w)
 	else if (!strcmp(op, "pwrite"))
 		ret = pwrite(fd, (void *)at, length, region(fd, number(n, 0), number(n, 1)));
 	else if (!strcmp(op, "mmap"))
-		ret = mmap((void *)number(n, 0), number(n, 1), (int)number(n, 2), (int)number(n, 3), fd, (off_t)number(n, 4)) == MAP_FAILED ? -1 : 0;
+		ret = mmap((void *)number(n, 0), number(n, 1), (int)number(n, 2), (int)number(n, 3), fd, mapped_at(fd, number(n, 4))) == MAP_FAILED ? -1 : 0;
 	else if (!strcmp(op, "munmap"))
 		ret = munmap((void *)number(n, 0), number(n, 1));
 	else if (!strcmp(op, "mprotect"))
