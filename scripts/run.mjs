@@ -37,8 +37,12 @@ function install() {
 
 async function build(project) {
   run(process.execPath, [bin("tsc"), "-b", project]);
-  const { bundle } = await import("./bundle.mjs");
-  await bundle(root);
+  try {
+    const { bundle } = await import("./bundle.mjs");
+    await bundle(root);
+  } catch (e) {
+    process.stderr.write(`barlink: programs will start slower, since no bundle could be made: ${e.message}\n`);
+  }
 }
 
 const tsx = (file) => run(process.execPath, ["--expose-gc", "--import", "tsx", file, ...args]);
