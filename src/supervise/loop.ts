@@ -40,7 +40,6 @@ export function runLoop(core: Core, listenerFd: number, programPid: () => number
   };
   let look: number = SIGNAL_LOOK_MS.first;
   let lastLook = 0;
-  let lastId = 0n;
   let lastReap = performance.now();
   for (;;) {
     const busy = core.pending.size > 0;
@@ -64,11 +63,6 @@ export function runLoop(core: Core, listenerFd: number, programPid: () => number
     }
     if (notification) {
       const call = listener.recv();
-      // Numbers are given in turn. The next one was waiting when epoll looked, and so was every close that came before it.
-      if (!(call instanceof Errno)) {
-        closes ||= call.id !== lastId + 1n;
-        lastId = call.id;
-      }
       // With nothing to wait for, what came before matters to served calls only, not to each open of an ordinary file.
       const due = call instanceof Errno || closes || busy || core.kernel.sched.nextTimer !== undefined;
       if (due) core.catchUp();

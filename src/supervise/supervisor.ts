@@ -175,9 +175,9 @@ export class Core implements Supervisor, CallHost {
     this.#listener = listener;
   }
 
-  /** Takes up closes, moves virtual time on, and runs what that wakes. Without `closes` there are none. */
-  catchUp(closes = true): void {
-    if (closes) this.files.drain();
+  /** Takes up closes, moves virtual time on, and runs what that wakes. */
+  catchUp(): void {
+    this.files.drain();
     if (this.files.overflowed) {
       this.warnOnce(
         "overflow",
@@ -198,9 +198,8 @@ export class Core implements Supervisor, CallHost {
 
   /**
    * Serves one notification. Whatever fails, its caller gets an answer.
-   * `caughtUp`: `catchUp` was called since it came; otherwise there were no closes
-   * before it, and time is taken up for what is served: what the real kernel does
-   * is let through at once.
+   * `caughtUp`: `catchUp` was called since it came; otherwise that is done for
+   * what is served, and what the real kernel does is let through at once.
    */
   serve(n: Notification, caughtUp: boolean): void {
     try {
@@ -229,7 +228,7 @@ export class Core implements Supervisor, CallHost {
       this.#send().continue(n.id);
       return;
     }
-    if (!caughtUp) this.catchUp(false);
+    if (!caughtUp) this.catchUp();
     thread.process.target.tid = n.tid;
     const task = thread.taskForCall();
     call.task = task;
