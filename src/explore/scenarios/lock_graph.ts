@@ -73,8 +73,7 @@ function setUp(stage: Stage): LockGraphWorld {
 
 const TASKS: Play<LockGraphWorld>["tasks"] = {
   *fault(w, stage): Step<string> {
-    // Once the last UNMAP has released it, the buffer is not there to be asked.
-    const off = stage.vdev().dmabufs.some((b) => b.revoked);
+    const off = stage.forbidden();
     const r = yield* stage.calls.process.space.store(w.bar, Uint8Array.of(1));
     if (r === "SIGSEGV" || (off && r === "ok")) throw new InvariantBroken(`a touch of the BAR ends with ${r}`);
     return r;

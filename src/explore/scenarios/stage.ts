@@ -249,6 +249,12 @@ export class Stage {
     else this.#windows.set(bdf, left);
   }
 
+  /** Is there a window open in which nobody may reach the BAR? */
+  forbidden(bdf: string = FIRST): boolean {
+    this.recorder.touch(`reach ${bdf}`, false);
+    return this.#windows.has(bdf);
+  }
+
   #quiet(bdf: string): void {
     const why = this.#windows.get(bdf);
     if (why === undefined || this.reached(bdf) === 0) return;
@@ -412,6 +418,8 @@ class StageScene<W> implements Scene {
     this.#clean = clean;
     this.#stage = new Stage(play.functions ?? 1, record, interconnect);
     this.#world = play.setUp(this.#stage);
+    // What the set-up has queued (functions that fall asleep) is done before the tasks start.
+    this.#stage.kernel.sched.settle();
     alter?.(this.#world, this.#stage);
     this.#stage.watch();
     this.#stage.begin();
