@@ -81,33 +81,42 @@ const TASKS: Play<BufferLifetimeWorld>["tasks"] = {
     return `mapped ${yield* stage.ioctl(w.iommufd, IOMMU_IOAS_UNMAP, w.unmap)}`;
   },
   put: (w, stage) => stage.answered(stage.calls.process.sys.close(w.dmabuf)),
+  *unbind(_, stage): Step<string> {
+    return yield* stage.answered(stage.kernel.pci.unbind(FIRST));
+  },
   *close(w, stage): Step<string> {
     return yield* stage.answered(stage.calls.process.sys.close(w.device));
   },
 };
 
-export type BufferLifetimeTask = "export" | "import" | "put" | "close";
+/** `unbind` takes the driver from the function, and waits until nobody holds it. */
+export type BufferLifetimeTask = "export" | "import" | "put" | "close" | "unbind";
+
+const DEFAULT: readonly BufferLifetimeTask[] = ["export", "import", "put", "close"];
 
 export interface BufferLifetimeOptions {
-  /** Default: all. */
+  /** Default: all but `unbind`. */
   readonly tasks?: readonly BufferLifetimeTask[];
+  /** Tasks of the caller's own. */
+  readonly more?: Play<BufferLifetimeWorld>["tasks"];
   readonly alter?: Alter<BufferLifetimeWorld>;
 }
 
-export function bufferLifetime({ tasks, alter }: BufferLifetimeOptions = {}): Scenario {
-  const chosen = Object.entries(TASKS).filter(([name]) => tasks === undefined || tasks.includes(name as BufferLifetimeTask));
+export function bufferLifetime({ tasks, more, alter }: BufferLifetimeOptions = {}): Scenario {
+  const chosen = Object.entries(TASKS).filter(([name]) => (tasks ?? DEFAULT).includes(name as BufferLifetimeTask));
   return scenarioOf(
     {
       name: "buffer-lifetime",
       summary: "an export that fails, an importer, the last descriptor of the buffer and the last close of the device",
       functions: 2,
       setUp,
-      tasks: Object.fromEntries(chosen),
-      end({ vdev, file }, { kernel }) {
-        checkHeld(dmaBufStats(kernel).buffers);
+      tasks: { ...Object.fromEntries(chosen), ...more },
+      end({ vdev, file }, stage) {
+        checkHeld(dmaBufStats(stage.kernel).buffers);
         const open = file.count.count > 0 ? 1 : 0;
+        const bound = stage.pdev().driverData === undefined ? 0 : 1;
         const { registrations } = vdev.vdev;
-        if (registrations !== 1 + open + vdev.dmabufs.length)
+        if (registrations !== bound + open + vdev.dmabufs.length)
           throw new InvariantBroken(`I4: ${registrations} registrations for ${open} files and ${vdev.dmabufs.length} buffers`);
         return `${open} open`;
       },

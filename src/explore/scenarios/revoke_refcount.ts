@@ -28,6 +28,8 @@ export interface RevokeRefcountWorld {
   importer: Importer;
   /** What the last close does with the buffers. */
   cleanup: typeof vfioPciDmaBufCleanup;
+  /** What the third task does: the last close. */
+  close: (world: RevokeRefcountWorld, stage: Stage) => Step<void>;
 }
 
 /** An importer whose way to the BAR is counted. */
@@ -65,6 +67,11 @@ function* of<T>(value: T): Step<T> {
   return value;
 }
 
+function* closeDevice(w: RevokeRefcountWorld, stage: Stage): Step<void> {
+  yield* w.cleanup(stage.vdev());
+  if (!w.buffer.revoked || w.buffer.vdev !== undefined) throw new InvariantBroken("a closed device's buffer lives");
+}
+
 const play: Play<RevokeRefcountWorld> = {
   name: "revoke-refcount",
   summary: "decode off and on against an importer that maps, works and unmaps, and against the close",
@@ -81,6 +88,7 @@ const play: Play<RevokeRefcountWorld> = {
       buffer: stage.buffer(),
       importer: new CountedImporter(stage),
       cleanup: vfioPciDmaBufCleanup,
+      close: closeDevice,
     };
   },
   tasks: {
@@ -91,9 +99,8 @@ const play: Play<RevokeRefcountWorld> = {
     },
     importer: importerTask,
     *close(w, stage) {
-      yield* w.cleanup(stage.vdev());
+      yield* w.close(w, stage);
       stage.forbid("close");
-      if (!w.buffer.revoked || w.buffer.vdev !== undefined) throw new InvariantBroken("a closed device's buffer lives");
       return "closed";
     },
   },

@@ -68,7 +68,7 @@ const machine = (functions: number): MachineDescription => ({
   name: "scenario",
   memory: "16 MiB",
   iommu: { kind: "intel-legacy" },
-  modules: ["iommufd", "vfio-pci"],
+  modules: ["iommufd", "vfio-pci", "udmabuf", "system-heap"],
   pci: {
     peerToPeerHostBridge: true,
     children: [
@@ -140,6 +140,7 @@ export class Stage {
       recorder.watch(pdev.pm, "status");
       for (const buffer of this.vdev(bdf).dmabufs) {
         recorder.watch(buffer, "revoked");
+        recorder.watch(buffer, "vdev");
         this.#watchCount(buffer.kref, `maps of ${bdf}`);
       }
     }

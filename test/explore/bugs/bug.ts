@@ -2,11 +2,19 @@
  * Bugs that the kernel's history knows, put back.
  *
  * A variant never changes the kernel's code: it is a subclass that an object of
- * the scenario is given (`become`), an operation in an ops object, or an
- * importer or exporter of its own. The same scenario without it is the fixed
- * kernel.
+ * the scenario is given (`become`), an operation in an ops object, an importer
+ * of its own, or the scenario over kernel code in which the step is replaced
+ * (`edited`). The same scenario without it is the fixed kernel.
  */
+import { loadVariant, type Variant } from "../../../conformance/variant.ts";
 import type { Scenario, Violation } from "../../../src/explore/index.ts";
+import * as explore from "../../../src/explore/index.ts";
+
+/** A scenario, and the explorer that knows its kernel. */
+export interface Explorable {
+  readonly scenario: Scenario;
+  readonly explore: typeof explore;
+}
 
 export interface Bug {
   /** H1 … H24, with a letter where there are several forms. */
@@ -14,12 +22,21 @@ export interface Bug {
   /** What was wrong, in a sentence. */
   readonly what: string;
   /** The scenario with the bug. */
-  broken(): Scenario;
+  broken(): Explorable | Promise<Explorable>;
   /** The same on the code as it is, or with the cure that was adopted. */
-  fixed(): Scenario;
+  fixed(): Explorable;
   readonly kind: Violation["kind"];
   /** What the explorer says. */
   readonly says: RegExp;
+}
+
+/** Over the kernel as it is loaded. */
+export const here = (scenario: Scenario): Explorable => ({ scenario, explore });
+
+/** Over a kernel with other lines: `make` gets the exports of the module `entry`. */
+export async function edited<M>(entry: string, edit: NonNullable<Variant["edit"]>, make: (module: M) => Scenario): Promise<Explorable> {
+  const loaded = await loadVariant<M>(entry, { edit });
+  return { scenario: make(loaded.entry), explore: loaded.explore };
 }
 
 /** Makes `target` an instance of a subclass of its class: what that overrides holds from here on. */

@@ -1,5 +1,5 @@
 /** Revokes that end too early, too late, or leave the count of maps wrong. */
-import { InvariantBroken, type Scenario } from "../../../src/explore/index.ts";
+import type { Scenario } from "../../../src/explore/index.ts";
 import { CountedImporter, type RevokeRefcountWorld, revokeRefcount } from "../../../src/explore/scenarios/revoke_refcount.ts";
 import type { Stage } from "../../../src/explore/scenarios/stage.ts";
 import {
@@ -9,10 +9,10 @@ import {
   dmaBufUnmapAttachment,
 } from "../../../src/kernel/dma_buf/attachment.ts";
 import { Usage } from "../../../src/kernel/dma_buf/resv.ts";
-import { type DmaBufDevice, VfioPciDmaBuf, vfioPciDmaBufMove, vfioPciDmaBufOps } from "../../../src/kernel/vfio/pci/vfio_pci_dmabuf.ts";
+import { type DmaBufDevice, VfioPciDmaBuf, vfioPciDmaBufMove } from "../../../src/kernel/vfio/pci/vfio_pci_dmabuf.ts";
 import { ENODEV, EOPNOTSUPP, type Errno } from "../../../src/lib/errno.ts";
 import type { Step } from "../../../src/sched/task.ts";
-import { type Bug, become, replaceOps } from "./bug.ts";
+import { type Bug, become, here, replaceOps } from "./bug.ts";
 
 /** To 7.0: tells the importers, and that is all. */
 class TellsOnly extends VfioPciDmaBuf {
@@ -127,6 +127,50 @@ class WaitsForASecond extends VfioPciDmaBuf {
   }
 }
 
+/** Takes longer than that to unmap. */
+class TakesTwoSeconds extends CountedImporter {
+  readonly #stage: Stage;
+
+  constructor(stage: Stage) {
+    super(stage);
+    this.#stage = stage;
+  }
+
+  override *unmap(): Step<void> {
+    yield* this.#stage.kernel.sched.sleep(2_000_000_000);
+    yield* super.unmap();
+  }
+}
+
+/** A second state from which there is no way back was proposed in 2026; at first any un-revoke ended it. */
+class PermanentlyRevocable extends VfioPciDmaBuf {
+  permanent = false;
+
+  *revokeForEver(vdev: DmaBufDevice): Step<void> {
+    yield* vdev.memoryLock.downWrite();
+    this.permanent = true;
+    if (!this.revoked) yield* this.revoke(vdev);
+    vdev.memoryLock.upWrite();
+  }
+}
+
+/** With the states in their order, live, revoked, revoked for ever, none goes back from the last. */
+class RevokedForEver extends PermanentlyRevocable {
+  override *unrevoke(vdev: DmaBufDevice): Step<void> {
+    if (!this.permanent) yield* super.unrevoke(vdev);
+  }
+}
+
+/** The third task revokes for ever, where the others close. */
+const withPermanent = (variant: { readonly prototype: PermanentlyRevocable }): Scenario =>
+  revokeRefcount((world, stage) => {
+    const { buffer } = world;
+    become(buffer, variant as unknown as { readonly prototype: VfioPciDmaBuf });
+    world.close = function* (): Step<void> {
+      yield* (buffer as PermanentlyRevocable).revokeForEver(stage.vdev());
+    };
+  });
+
 const withBuffer = (variant: { readonly prototype: VfioPciDmaBuf }): Scenario => revokeRefcount(({ buffer }) => become(buffer, variant));
 
 /** An importer of another make; `alter` changes the exporter. */
@@ -146,22 +190,24 @@ export const revokeBugs: readonly Bug[] = [
     id: "H2",
     what: "a pinned importer that cannot be revoked is attached, and goes on with its DMA",
     broken: () =>
-      withImporter(
-        (stage) => new CannotLetGo(stage),
-        ({ buffer }) => {
-          replaceOps(buffer.dmabuf, "ops", { ...vfioPciDmaBufOps, attach: attachesAnybody });
-          become(buffer, TellsOnly);
-        },
+      here(
+        withImporter(
+          (stage) => new CannotLetGo(stage),
+          ({ buffer }) => {
+            replaceOps(buffer.dmabuf, "ops", { attach: attachesAnybody });
+            become(buffer, TellsOnly);
+          },
+        ),
       ),
-    fixed: () => withImporter((stage) => new CannotLetGo(stage)),
+    fixed: () => here(withImporter((stage) => new CannotLetGo(stage))),
     kind: "invariant",
     says: /I1/,
   },
   {
     id: "H3",
     what: "a revoke returns before an asynchronous importer has unmapped",
-    broken: () => withBuffer(TellsOnly),
-    fixed: () => revokeRefcount(),
+    broken: () => here(withBuffer(TellsOnly)),
+    fixed: () => here(revokeRefcount()),
     kind: "invariant",
     says: /I1/,
   },
@@ -169,11 +215,13 @@ export const revokeBugs: readonly Bug[] = [
     id: "H3b",
     what: "a revoke waits for the kernel's fences and misses those of an importer's jobs",
     broken: () =>
-      withImporter(
-        (stage) => new UnmapsAtOnce(stage),
-        ({ buffer }) => become(buffer, WaitsForKernelFences),
+      here(
+        withImporter(
+          (stage) => new UnmapsAtOnce(stage),
+          ({ buffer }) => become(buffer, WaitsForKernelFences),
+        ),
       ),
-    fixed: () => withImporter((stage) => new UnmapsAtOnce(stage)),
+    fixed: () => here(withImporter((stage) => new UnmapsAtOnce(stage))),
     kind: "invariant",
     says: /I1/,
   },
@@ -181,23 +229,44 @@ export const revokeBugs: readonly Bug[] = [
     id: "H4",
     what: "a close after a revoke drops the exporter's share a second time",
     broken: () =>
-      revokeRefcount((world) => {
-        become(world.buffer, RearmsOnUnrevoke);
-        world.cleanup = putsOnceMore;
-      }),
-    fixed: () => revokeRefcount(),
-    kind: "bug",
+      here(
+        revokeRefcount((world) => {
+          become(world.buffer, RearmsOnUnrevoke);
+          world.cleanup = putsOnceMore;
+        }),
+      ),
+    fixed: () => here(revokeRefcount()),
+    kind: "refcount",
     says: /underflow/,
   },
   {
     id: "H5",
     what: "an un-revoke clears the flag before the count begins anew, and the map that gets in between is lost",
-    broken: () => withBuffer(ClearsFlagFirst),
-    fixed: () => revokeRefcount(),
-    kind: "bug",
+    broken: () => here(withBuffer(ClearsFlagFirst)),
+    fixed: () => here(revokeRefcount()),
+    kind: "refcount",
     says: /underflow/,
   },
+  {
+    id: "H21",
+    what: "an un-revoke brings back a buffer that was revoked for ever",
+    broken: () => here(withPermanent(PermanentlyRevocable)),
+    fixed: () => here(withPermanent(RevokedForEver)),
+    kind: "invariant",
+    says: /I1/,
+  },
+  {
+    id: "H24",
+    what: "a revoke that waits for a second, warns and goes on leaves a slow importer its mapping",
+    broken: () =>
+      here(
+        withImporter(
+          (stage) => new TakesTwoSeconds(stage),
+          ({ buffer }) => become(buffer, WaitsForASecond),
+        ),
+      ),
+    fixed: () => here(withImporter((stage) => new TakesTwoSeconds(stage))),
+    kind: "invariant",
+    says: /I1/,
+  },
 ];
-
-void WaitsForASecond;
-void InvariantBroken;
