@@ -1,6 +1,7 @@
 /**
  * `npm run conformance -- [SUITE] [options]`: one suite, or all but those that take minutes or fetch something.
  */
+import * as bugs from "./bugs.ts";
 import * as compatibility from "./compatibility.ts";
 import * as dpor from "./dpor.ts";
 import * as events from "./events.ts";
@@ -25,7 +26,7 @@ const suites: Readonly<Record<string, { run(args: string[]): number | Promise<nu
   pagetables,
 };
 /** Only when they are named: they fetch a source, or take minutes and judge the machine as well. */
-const onDemand: typeof suites = { iommu, negotiate, selftests, stress };
+const onDemand: typeof suites = { bugs, iommu, negotiate, selftests, stress };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {

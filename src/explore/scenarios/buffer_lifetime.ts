@@ -72,7 +72,7 @@ function checkHeld(buffers: Iterable<DmaBuf>): void {
   }
 }
 
-const TASKS: Play<BufferLifetimeWorld>["tasks"] = {
+const TASKS = {
   export: (w, stage) => stage.ioctl(w.device, VFIO_DEVICE_FEATURE, w.exported, ["EMFILE", "EBADF", "ENODEV"]),
   *import(w, stage): Step<string> {
     const mapped = yield* stage.ioctl(w.iommufd, IOMMU_IOAS_MAP_FILE, w.map, ["ENODEV", "EBADF"]);
@@ -87,7 +87,7 @@ const TASKS: Play<BufferLifetimeWorld>["tasks"] = {
   *close(w, stage): Step<string> {
     return yield* stage.answered(stage.calls.process.sys.close(w.device));
   },
-};
+} satisfies Play<BufferLifetimeWorld>["tasks"];
 
 /** `unbind` takes the driver from the function, and waits until nobody holds it. */
 export type BufferLifetimeTask = "export" | "import" | "put" | "close" | "unbind";
@@ -95,7 +95,7 @@ export type BufferLifetimeTask = "export" | "import" | "put" | "close" | "unbind
 const DEFAULT: readonly BufferLifetimeTask[] = ["export", "import", "put", "close"];
 
 export interface BufferLifetimeOptions {
-  /** Default: all but `unbind`. */
+  /** In this order; default: all but `unbind`. */
   readonly tasks?: readonly BufferLifetimeTask[];
   /** Tasks of the caller's own. */
   readonly more?: Play<BufferLifetimeWorld>["tasks"];
@@ -103,7 +103,7 @@ export interface BufferLifetimeOptions {
 }
 
 export function bufferLifetime({ tasks, more, alter }: BufferLifetimeOptions = {}): Scenario {
-  const chosen = Object.entries(TASKS).filter(([name]) => (tasks ?? DEFAULT).includes(name as BufferLifetimeTask));
+  const chosen = (tasks ?? DEFAULT).map((name) => [name, TASKS[name]] as const);
   return scenarioOf(
     {
       name: "buffer-lifetime",

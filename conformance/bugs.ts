@@ -1,0 +1,99 @@
+/**
+ * The bug library: each historical bug, put back, is found by the exhaustive
+ * strategy, and with the fix the scenario is exhausted; then the models M1 to M6
+ * on the code as it is, with the runs that exhaust them.
+ *
+ * The time to find is CPU time of this process, so that what else the machine
+ * does counts little; what an edited kernel costs to bundle is not part of it.
+ * Runs to find do not vary: the search is the same every time.
+ *
+ * Options: `--rounds N` (5), `--quick` (one round, and the small models only).
+ */
+import type { Violation } from "../src/explore/index.ts";
+import * as explore from "../src/explore/index.ts";
+import { type Bug, bugs, type Explorable, leftOut } from "../test/explore/bugs/index.ts";
+import { LARGE, type Model, SMALL } from "./models.ts";
+
+const TARGET_S = 2;
+
+export interface Found {
+  readonly executions: number;
+  readonly schedule: readonly number[];
+  readonly violation: Violation;
+}
+
+/** The first violation that optimal DPOR meets. */
+export function find({ scenario, explore: e }: Explorable): Found | undefined {
+  let found: Found | undefined;
+  e.exploreOptimal(e.taskProgram(scenario), ({ schedule, outcome: { violation } }, { executions, blocked }) => {
+    if (violation !== undefined) found = { executions: executions + blocked, schedule, violation };
+    return violation !== undefined;
+  });
+  return found;
+}
+
+const cpu = (): number => {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6;
+};
+const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1] as number;
+const print = (s: string): void => void process.stdout.write(`${s}\n`);
+
+/** False when it is missed, or the fixed scenario is not exhausted. */
+async function judge(bug: Bug, rounds: number): Promise<boolean> {
+  const broken = await bug.broken();
+  const times: number[] = [];
+  let found: Found | undefined;
+  for (let i = 0; i < rounds; i++) {
+    const from = cpu();
+    found = find(broken);
+    times.push(cpu() - from);
+  }
+  const head = `${bug.id.padEnd(5)}`;
+  if (found === undefined || found.violation.kind !== bug.kind || !bug.says.test(found.violation.message)) {
+    print(`${head}MISSED   ${bug.what}${found === undefined ? "" : `: found instead ${found.violation.kind}: ${found.violation.message}`}`);
+    return false;
+  }
+  const e = broken.explore;
+  const small = e.shrink(e.taskProgram(broken.scenario), found.schedule, found.violation);
+  const fixed = bug.fixed();
+  const counts = fixed.explore.exploreOptimal(fixed.explore.taskProgram(fixed.scenario), ({ outcome }) => outcome.violation !== undefined);
+  const s = median(times);
+  const text = e.formatSchedule(small.schedule);
+  const good = counts.exhausted && s < TARGET_S;
+  print(
+    `${head}${good ? "found  " : "FAILED "} ${s.toFixed(3).padStart(6)} s, run ${String(found.executions).padStart(3)}; ${broken.scenario.name}:${text === "" ? "(any)" : text}, ${small.run.schedule.length} steps, ${text === "" ? 0 : text.length} characters; ${bug.kind}; fixed: ${counts.executions} runs${counts.exhausted ? ", exhausted" : ", NOT EXHAUSTED"}  ${bug.what}`,
+  );
+  return good;
+}
+
+/** False unless it is exhausted in as many runs as are written down. */
+function exhaust({ id, what, make, executions, blocked }: Model): boolean {
+  const scenario = make();
+  const from = cpu();
+  let violation: Violation | undefined;
+  const counts = explore.exploreOptimal(explore.taskProgram(scenario), ({ outcome }) => {
+    violation = outcome.violation;
+    return violation !== undefined;
+  });
+  const good = counts.exhausted && counts.executions === executions && counts.blocked === blocked;
+  const said = counts.exhausted ? "exhausted" : `VIOLATION ${violation?.kind}: ${violation?.message}`;
+  print(
+    `${id} ${scenario.name.padEnd(17)} ${what.padEnd(28)} ${String(counts.executions).padStart(6)} runs, ${counts.blocked} in vain, ${String(counts.steps).padStart(7)} steps, ${(cpu() - from).toFixed(1).padStart(5)} s, ${said}${good ? "" : `  DIFFERS from ${executions} and ${blocked}`}`,
+  );
+  return good;
+}
+
+export async function run(args: string[]): Promise<number> {
+  const quick = args.includes("--quick");
+  const at = args.indexOf("--rounds");
+  const rounds = quick ? 1 : at < 0 ? 5 : Math.max(1, Number(args[at + 1]) || 1);
+  let bad = 0;
+  for (const bug of bugs) if (!(await judge(bug, rounds))) bad++;
+  for (const [id, why] of Object.entries(leftOut)) print(`${id.padEnd(5)}left out: ${why}`);
+  for (const model of quick ? SMALL : [...SMALL, ...LARGE]) if (!exhaust(model)) bad++;
+  print(
+    `${bugs.length} bugs, ${Object.keys(leftOut).length} left out${bad === 0 ? "; all found, all models exhausted" : `; ${bad} FAILED`}`,
+  );
+  return bad === 0 ? 0 : 1;
+}
