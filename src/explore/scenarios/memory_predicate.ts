@@ -28,7 +28,7 @@ import {
   VfioDeviceLowPowerEntryWithWakeup,
 } from "../../uapi/index.ts";
 import { InvariantBroken, type Scenario } from "../tasks.ts";
-import { COMMAND } from "./calls.ts";
+import { COMMAND, regionAt } from "./calls.ts";
 import { type Alter, BAR, BYTES, FIRST, IOVA, type Play, SECOND, type Stage, scenarioOf } from "./stage.ts";
 
 /** What the user may do. */
@@ -45,7 +45,9 @@ export type PowerCall =
   | "reset"
   /** Any call, for which the device wakes. */
   | "wake"
-  | "export";
+  | "export"
+  /** A write to the BAR by a call, which wakes the device too. */
+  | "bar write";
 
 const CALLS: readonly PowerCall[] = ["off", "on", "d3hot", "d0", "entry", "entry with wakeup", "exit", "reset", "wake", "export"];
 
@@ -69,7 +71,7 @@ export interface MemoryPredicateWorld {
 export interface MemoryPredicateOptions {
   /** Calls of the user; default 2. */
   readonly length?: number;
-  /** Among which to choose; default all but a refused write. */
+  /** Among which to choose; default all but a refused write and a write to the BAR. */
   readonly menu?: readonly PowerCall[];
   readonly demand?: Demand;
   /** Whether the task that maps is there. Default: it is. */
@@ -89,7 +91,7 @@ function setUp(stage: Stage): MemoryPredicateWorld {
   const map = calls.mapFileArgs(calls.exportBar(fd, BAR, BYTES), range);
   const config = (at: bigint, ...bytes: number[]): (() => Step<string>) => {
     const args = calls.page(Uint8Array.from(bytes));
-    return () => stage.answered(sys.pwrite(fd, args, bytes.length, at), ["EFAULT"]);
+    return () => stage.answered(sys.pwrite(fd, args, bytes.length, at), ["EFAULT", "EIO"]);
   };
   const power = (state: number): (() => Step<string>) => config(COMMAND - 4n + BigInt(vdev.pdev.pmCap) + 4n, state, 0);
   const ioctl =
@@ -125,6 +127,7 @@ function setUp(stage: Stage): MemoryPredicateWorld {
       exit: feature(VFIO_DEVICE_FEATURE_LOW_POWER_EXIT),
       reset: ioctl(VFIO_DEVICE_RESET, 0n),
       wake: ioctl(VFIO_DEVICE_GET_INFO, calls.page(VfioDeviceInfo.alloc({ argsz: VfioDeviceInfo.size }).bytes)),
+      "bar write": config(regionAt(BAR), 1, 2, 3, 4),
       export: ioctl(VFIO_DEVICE_FEATURE, calls.exportArgs(BAR, BYTES)),
     },
   };
