@@ -27,9 +27,9 @@ export const SMALL: readonly Model[] = [
     executions: 20,
     blocked: 0,
   },
-  { id: "M3", what: "two calls of ten", make: () => memoryPredicate({ length: 2, mapper: false }), executions: 118, blocked: 0 },
+  { id: "M3", what: "two calls of ten", make: () => memoryPredicate({ length: 2, mapper: false }), executions: 138, blocked: 0 },
   { id: "M4", what: "import, put, close", make: () => bufferLifetime({ tasks: ["import", "put", "close"] }), executions: 84, blocked: 0 },
-  { id: "M5", what: "revoke, release, pin", make: () => lockGraph({ tasks: ["revoke", "release", "pin"] }), executions: 0, blocked: 0 },
+  { id: "M5", what: "revoke, release, pin", make: () => lockGraph({ tasks: ["revoke", "release", "pin"] }), executions: 91, blocked: 0 },
   { id: "M6", what: "reset, write", make: () => hotReset({ tasks: ["reset", "write"] }), executions: 25, blocked: 0 },
 ];
 
@@ -37,7 +37,7 @@ export const SMALL: readonly Model[] = [
 export const LARGE: readonly Model[] = [
   { id: "M2", what: "map, unmap, domain, revoke", make: () => ioPagetable(), executions: 4365, blocked: 11 },
   { id: "M3", what: "one call of ten, map", make: () => memoryPredicate({ length: 1 }), executions: 86, blocked: 0 },
-  { id: "M3", what: "three calls of ten", make: () => memoryPredicate({ length: 3, mapper: false }), executions: 1602, blocked: 0 },
+  { id: "M3", what: "three calls of ten", make: () => memoryPredicate({ length: 3, mapper: false }), executions: 2505, blocked: 0 },
   { id: "M4", what: "export, import, put, close", make: () => bufferLifetime(), executions: 994, blocked: 1 },
   {
     id: "M4",

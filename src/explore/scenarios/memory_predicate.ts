@@ -73,6 +73,8 @@ export interface MemoryPredicateOptions {
   readonly length?: number;
   /** Among which to choose; default all but a refused write and a write to the BAR. */
   readonly menu?: readonly PowerCall[];
+  /** Exactly these calls, with nothing to choose. */
+  readonly script?: readonly PowerCall[];
   readonly demand?: Demand;
   /** Whether the task that maps is there. Default: it is. */
   readonly mapper?: boolean;
@@ -156,7 +158,8 @@ function* mapTask({ iommufd, map, unmap }: MemoryPredicateWorld, stage: Stage): 
 }
 
 export function memoryPredicate({
-  length = 2,
+  script,
+  length = script?.length ?? 2,
   menu = CALLS,
   demand = "as the exporter decides",
   mapper = true,
@@ -168,12 +171,14 @@ export function memoryPredicate({
     functions: 2,
     setUp,
     tasks: {
-      *user({ calls, vdev }, { recorder }): Step<string> {
+      *user({ calls, vdev }, { recorder, kernel }): Step<string> {
         recorder.watch(vdev.pdev.pm, "usageCount");
         vdev.memoryLock.released = () => check(vdev, demand);
         const did: string[] = [];
         for (let i = 0; i < length; i++) {
-          const call = menu[recorder.choose(menu.length, "call")] as PowerCall;
+          // Between two calls others may run.
+          if (i > 0) yield* kernel.sched.yield();
+          const call = script?.[i] ?? (menu[recorder.choose(menu.length, "call")] as PowerCall);
           did.push(`${call} ${yield* calls[call]()}`);
         }
         return did.join(", ");

@@ -36,8 +36,8 @@ export interface RevokeRefcountWorld {
 export class CountedImporter extends Importer {
   readonly #stage: Stage;
 
-  constructor(stage: Stage) {
-    super(stage.pdev(SECOND));
+  constructor(stage: Stage, bdf: string = SECOND) {
+    super(stage.pdev(bdf));
     this.#stage = stage;
   }
 

@@ -155,7 +155,13 @@ export class Stage {
     const { recorder } = this;
     const table = this.calls.process.files;
     const looks = { get: table.get, getRaw: table.getRaw, fget: table.fget };
-    const changes = { getUnused: table.getUnused, putUnused: table.putUnused, install: table.install, take: table.take };
+    const changes = {
+      getUnused: table.getUnused,
+      putUnused: table.putUnused,
+      install: table.install,
+      take: table.take,
+      replace: table.replace,
+    };
     for (const [name, fn] of Object.entries({ ...looks, ...changes })) {
       const write = name in changes;
       const watched = (...args: unknown[]): unknown => {
@@ -215,6 +221,7 @@ export class Stage {
 
   /** The functions were reset just now. */
   #undisturbed(devices: readonly string[]): void {
+    for (const bdf of devices) this.recorder.touch(`reach ${bdf}`, false);
     for (const bdf of devices) if (this.reached(bdf) > 0) throw new InvariantBroken(`I6: ${bdf} is reset while a peer reaches its BAR`);
   }
 
