@@ -1,5 +1,5 @@
 /**
- * What exploring costs: runs and steps each second on three fixed scenarios, on
+ * What exploring costs: runs and steps each second on four fixed scenarios, on
  * one thread and on two, and a small lock protocol here and in SPIN.
  *
  * Each figure is taken from a process that has run the scenario for a while
@@ -23,7 +23,8 @@ import type { Done, Job } from "./explore_worker.ts";
 import { compareWithSpin } from "./spin.ts";
 
 const SCENARIOS = [
-  { name: "small-tasks", what: "3 tasks of 20 lock operations", target: 100_000 },
+  { name: "20 steps", what: "3 small tasks of 20 steps in all", target: 100_000 },
+  { name: "60 steps", what: "3 small tasks of 20 steps each", target: 100_000 },
   { name: "map-vs-revoke", what: "the whole kernel, its machine used again", target: 10_000 },
   { name: "revoke-refcount", what: "the whole kernel, booted for each run", target: undefined },
 ] as const;

@@ -1,5 +1,5 @@
 /** Explores one scenario for a while, in the thread that calls: what the bench of the explorer runs, alone or on two threads. */
-import { exploreOptimal, exploreRandom, mapVsRevoke, type Scenario, scenarios, taskProgram } from "../src/explore/index.ts";
+import { exploreOptimal, exploreRandom, type Scenario, scenarios, taskProgram } from "../src/explore/index.ts";
 import { Rng } from "../src/lib/rng.ts";
 import { smallTasks } from "./small_tasks.ts";
 
@@ -24,8 +24,9 @@ export interface Done {
 }
 
 function scenarioOf(name: string): Scenario {
-  if (name === smallTasks.name) return smallTasks;
-  return name === "map-vs-revoke" ? mapVsRevoke() : (scenarios.get(name) as Scenario);
+  const scenario = smallTasks.find((s) => s.name === name) ?? scenarios.get(name);
+  if (scenario === undefined) throw new TypeError(`no scenario "${name}"`);
+  return scenario;
 }
 
 /** Explores again and again from the start until the time is up. */
@@ -35,8 +36,8 @@ function during(seconds: number, { scenario, strategy, seed }: Job): Done {
   const start = performance.now();
   const over = (): boolean => performance.now() - start >= seconds * 1000;
   const rng = new Rng(seed);
+  const program = taskProgram(scenarioOf(scenario));
   for (let n = 0; !over(); ) {
-    const program = taskProgram(scenarioOf(scenario));
     const onRun = (): boolean => ++n % 16 === 0 && over();
     const c = strategy === "optimal" ? exploreOptimal(program, onRun) : exploreRandom(program, onRun, rng, 1e9);
     done.executions += c.executions;
