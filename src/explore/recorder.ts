@@ -238,11 +238,13 @@ export class Recorder implements SchedObserver {
 
   /** The run is over, and the tasks of the next are about to start in the same world: what the run was is forgotten. */
   renew(): void {
-    this.#threads.clear();
-    this.#numberOfTask.clear();
-    this.born.length = 0;
-    this.#older.clear();
-    this.#births.clear();
+    if (this.born.length > 0) {
+      this.#threads.clear();
+      this.#numberOfTask.clear();
+      this.born.length = 0;
+      this.#older.clear();
+      this.#births.clear();
+    }
     this.#violation = undefined;
     if (this.#order !== undefined) this.#order = new HappensBefore();
     this.sched.lockdep.rewind();
@@ -252,7 +254,7 @@ export class Recorder implements SchedObserver {
   begin(tasks: readonly Task[]): void {
     if (!this.#started) this.sched.lockdep.mark();
     if (tasks.length > NAMED) throw new RangeError(`${tasks.length} tasks: there are letters for ${NAMED}`);
-    for (const [n, task] of tasks.entries()) this.#enter(n, task);
+    for (let n = 0; n < tasks.length; n++) if (this.#threads.get(n) !== tasks[n]) this.#enter(n, tasks[n] as Task);
     for (const task of this.sched.liveTasks()) {
       if (this.#numberOfTask.has(task)) continue;
       this.#older.add(this.#bear(task, TIME));

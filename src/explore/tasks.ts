@@ -147,6 +147,7 @@ export function lockedOut(task: Task): boolean {
 }
 
 const MAX_STEPS = 10_000;
+const NOBODY: readonly never[] = [];
 
 export class TaskExecution implements Execution {
   readonly tasks: readonly Task[];
@@ -190,11 +191,17 @@ export class TaskExecution implements Execution {
   }
 
   /** Threads that have to end and have not. */
-  #unfinished(): number[] {
-    const { recorder } = this;
-    return [...this.tasks.keys(), ...recorder.born.filter((t) => !recorder.isOlder(t))].filter(
-      (t) => recorder.taskOf(t)?.finished === false,
-    );
+  #unfinished(): readonly number[] {
+    const { recorder, tasks } = this;
+    let out: number[] | undefined;
+    const look = (thread: number, task: Task | undefined): void => {
+      if (task === undefined || task.finished) return;
+      out ??= [];
+      out.push(thread);
+    };
+    for (let t = 0; t < tasks.length; t++) look(t, tasks[t]);
+    for (const t of recorder.born) if (!recorder.isOlder(t)) look(t, recorder.taskOf(t));
+    return out ?? NOBODY;
   }
 
   step(thread: number, decide: Decide = byDefault): Footprint {
@@ -223,15 +230,17 @@ export class TaskExecution implements Execution {
 
   pending(): readonly Pending[] {
     if (this.#waited !== undefined) return this.#waited;
-    const out: Pending[] = [];
-    for (const thread of [...this.tasks.keys(), ...this.recorder.born]) {
-      const task = this.recorder.taskOf(thread);
-      if (task === undefined || task.state !== "runnable" || task.point === undefined || !lockedOut(task)) continue;
+    let out: Pending[] | undefined;
+    const look = (thread: number, task: Task | undefined): void => {
+      if (task === undefined || task.state !== "runnable" || task.point === undefined || !lockedOut(task)) return;
       const lock = this.recorder.numberOf(task.point.on);
       const access = lock * 2 + (task.point.op === "lock-read" ? 0 : 1);
+      out ??= [];
       out.push({ thread, footprint: { ...NO_FOOTPRINT, accesses: [access], mask: bitOf(lock), acquired: lock, blocking: true } });
-    }
-    return out;
+    };
+    for (let t = 0; t < this.tasks.length; t++) look(t, this.tasks[t]);
+    for (const t of this.recorder.born) look(t, this.recorder.taskOf(t));
+    return out ?? NOBODY;
   }
 
   finish(): Outcome {
