@@ -1,6 +1,14 @@
 /** Each detector: a program that it must catch, and one that is right and that it must leave alone. */
 import { describe, expect, test } from "vitest";
-import { exploreAll, exploreOptimal, type Recorder, type Scenario, taskProgram, type Violation } from "../../src/explore/index.ts";
+import {
+  exploreAll,
+  exploreOptimal,
+  InvariantBroken,
+  type Recorder,
+  type Scenario,
+  taskProgram,
+  type Violation,
+} from "../../src/explore/index.ts";
 import { Completion, LockClass, Mutex, Refcount, RwSem, type Sched, type Step, WaitQueue } from "../../src/sched/index.ts";
 import { scenario } from "./world.ts";
 
@@ -38,6 +46,56 @@ function counter(sched: Sched, recorder: Recorder): Counter {
   recorder.watch(cell, "n", { races: true });
   return { lock: new Mutex(sched, A), sem: new RwSem(sched, new LockClass("S")), news: new Completion(sched, "news"), cell };
 }
+
+describe("two locks", () => {
+  const B = new LockClass("B");
+  const nests = (outer: "a" | "b", inner: "a" | "b") =>
+    function* (w: { a: Mutex; b: Mutex }): Step<void> {
+      yield* w[outer].lock();
+      yield* w[inner].lock();
+      w[inner].unlock();
+      w[outer].unlock();
+    };
+  const world =
+    (lockdep: boolean) =>
+    (sched: Sched): { a: Mutex; b: Mutex } => {
+      sched.lockdep.enabled = lockdep;
+      return { a: new Mutex(sched, A), b: new Mutex(sched, B) };
+    };
+
+  test("in either order: a cycle of classes in every run, and a deadlock in some", () => {
+    expect(found(scenario(world(true), [nests("a", "b"), nests("b", "a")])).map((v) => v.kind)).toContain("lockdep");
+    expect(found(scenario(world(false), [nests("a", "b"), nests("b", "a")]))).toEqual([
+      { kind: "deadlock", message: "task 0 waits for B, held by task 1; task 1 waits for A, held by task 0" },
+    ]);
+  });
+
+  test("in one order: neither", () => {
+    for (const lockdep of [true, false]) expect(found(scenario(world(lockdep), [nests("a", "b"), nests("a", "b")]))).toEqual([]);
+  });
+});
+
+describe("an invariant", () => {
+  const checks = (locked: boolean) =>
+    function* ({ lock, cell }: Counter): Step<void> {
+      if (locked) yield* lock.lock();
+      cell.n++;
+      if (cell.n !== 1) throw new InvariantBroken("two are inside");
+      if (!locked) yield* lock.lock();
+      cell.n--;
+      lock.unlock();
+    };
+  const world = (sched: Sched, recorder: Recorder): Counter => {
+    const cell = new Cell();
+    recorder.watch(cell, "n");
+    return { lock: new Mutex(sched, A), sem: new RwSem(sched, new LockClass("S")), news: new Completion(sched, "news"), cell };
+  };
+
+  test("that a scene states is told where it breaks, and is not where it holds", () => {
+    expect(found(scenario(world, [checks(false), checks(false)]))).toEqual([{ kind: "invariant", message: "two are inside" }]);
+    expect(found(scenario(world, [checks(true), checks(true)]))).toEqual([]);
+  });
+});
 
 describe("a data race", () => {
   const locked = function* ({ lock, cell }: Counter): Step<void> {
