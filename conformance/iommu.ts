@@ -103,6 +103,11 @@ function report(name: string, recorded: Recorded, r: SelftestRun, huge: HugePage
   row("  Linux 7.3.4", recorded.pass.length, 0, recorded.skip.length, 0, s(recorded.seconds), s(recorded.secondsWithBoot));
   row("  barlink", count(r, "pass"), count(r, "fail") - notRun.length, count(r, "skip"), notRun.length, s(r.seconds), s(r.secondsInAll));
   for (const l of lines) process.stdout.write(`  ${l}\n`);
+  if (lines.length > 0 && process.geteuid?.() !== 0) {
+    process.stdout.write(
+      "  (not run as root: what needs CAP_SYS_RESOURCE, or locks more than RLIMIT_MEMLOCK allows, Linux refuses as well)\n",
+    );
+  }
   if (notRun.length > 0) process.stdout.write(`  not run, because ${huge.why}: ${notRun.join(", ")}\n`);
   return lines.length + notRun.length > 0 ? 1 : 0;
 }
