@@ -34,6 +34,16 @@ describe("map against revoke, where the exporter does not look again under the r
   });
 });
 
+test("an attachment that is traced after it was freed is a use after free", { timeout: 60_000 }, async () => {
+  const trace = 'if (trace.on) trace.emit({ type: "dma_buf.detach", ino: dmabuf.ino, importer: att.dev.name });';
+  const free = "dmabuf.kernel.sched.freed(att);";
+  const variant = { edit: { "src/kernel/dma_buf/attachment.ts": [[`${trace}\n  ${free}`, `${free}\n  ${trace}`]] } } as const;
+  expect(await violationWith(variant)).toEqual({
+    kind: "use-after-free",
+    message: "map reads DmaBufAttachment.dev, which map has freed",
+  });
+});
+
 test("a variant that changes nothing is refused", async () => {
   await expect(loadVariant(ENTRY, { edit: { [MODULE]: [["no such line", ""]] } })).rejects.toThrow("matches 0 times");
   await expect(loadVariant("src/lib/index.ts", { replace: { [`${MODULE}x`]: "x.ts" } })).rejects.toThrow("not a module of this scenario");
