@@ -1,7 +1,8 @@
 /**
  * The bug library: each historical bug, put back, is found by the exhaustive
- * strategy, and with the fix the scenario is exhausted; then the models M1 to M6
- * on the code as it is, with the runs that exhaust them.
+ * strategy, and with the fix the scenario is exhausted; then the suspected
+ * weaknesses that a schedule reproduces (docs/findings.md), and the models M1 to
+ * M6 on the code as it is, with the runs that exhaust them.
  *
  * The time to find is CPU time of this process, so that what else the machine
  * does counts little; what an edited kernel costs to bundle is not part of it.
@@ -11,6 +12,7 @@
  */
 import type { Violation } from "../src/explore/index.ts";
 import * as explore from "../src/explore/index.ts";
+import { type Reproduced, reproduced } from "../test/explore/bugs/findings.ts";
 import { type Bug, bugs, type Explorable, leftOut } from "../test/explore/bugs/index.ts";
 import { LARGE, type Model, SMALL } from "./models.ts";
 
@@ -67,6 +69,16 @@ async function judge(bug: Bug, rounds: number): Promise<boolean> {
   return good;
 }
 
+/** False when a weakness that is written down as reproduced is not. */
+function reproduce({ id, what, make, schedule, kind, says }: Reproduced): boolean {
+  const { violation } = explore.replay(explore.taskProgram(make()), explore.parseSchedule(schedule)).outcome;
+  const good = violation?.kind === kind && says.test(violation.message);
+  print(
+    `${id.padEnd(5)}${good ? "reproduced" : "NOT REPRODUCED"} by ${make().name}:${schedule === "" ? "(any)" : schedule}; ${kind}  ${what}`,
+  );
+  return good;
+}
+
 /** False unless it is exhausted in as many runs as are written down. */
 function exhaust({ id, what, make, executions }: Model): boolean {
   const scenario = make();
@@ -91,6 +103,7 @@ export async function run(args: string[]): Promise<number> {
   let bad = 0;
   for (const bug of bugs) if (!(await judge(bug, rounds))) bad++;
   for (const [id, why] of Object.entries(leftOut)) print(`${id.padEnd(5)}left out: ${why}`);
+  for (const finding of reproduced) if (!reproduce(finding)) bad++;
   for (const model of quick ? SMALL : [...SMALL, ...LARGE]) if (!exhaust(model)) bad++;
   print(
     `${bugs.length} bugs, ${Object.keys(leftOut).length} left out${bad === 0 ? "; all found, all models exhausted" : `; ${bad} FAILED`}`,

@@ -43,6 +43,6 @@ export const LARGE: readonly Model[] = [
     make: () => bufferLifetime({ tasks: ["close", "unbind", "import"] }),
     executions: 105,
   },
-  { id: "M5", what: "fault, revoke, release, pin", make: () => lockGraph(), executions: 2502 },
-  { id: "M6", what: "reset, write, fault, map", make: () => hotReset(), executions: 3911 },
+  { id: "M5", what: "fault, revoke, release, pin", make: () => lockGraph(), executions: 2382 },
+  { id: "M6", what: "reset, write, fault, map", make: () => hotReset(), executions: 4045 },
 ];
