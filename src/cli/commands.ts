@@ -62,11 +62,29 @@ export async function main(threads: RunThreads | undefined): Promise<void> {
     .option("--seed <n>", "with pct and random: what they draw from", "1")
     .option("--depth <n>", "with pct: ordered events that the bug needs", "3")
     .option("--trace <file>", "write the run that went wrong to a file that Perfetto opens")
+    .option("--jobs <n>", "with optimal: divide the search among so many threads")
+    .option("--campaign <file>", "write down what is explored, and go on from there when the file exists")
+    .option("--queue <url>", "leave the exploring to `barlink worker`s at a Redis or Valkey server: redis://HOST:PORT")
+    .option("--parts <n>", "parts to divide the search into at first", "32")
+    .option("--part-runs <n>", "runs after which a part is divided further", "1000")
     .argument("[scenario]", "its name")
     .action(async (name: string | undefined, options: ExploreCommand) => {
       const { explore, listScenarios } = await import("./explore.ts");
       if (name === undefined) listScenarios();
-      else process.exitCode = explore(name, options);
+      else if (options.jobs !== undefined || options.campaign !== undefined || options.queue !== undefined) {
+        const { exploreCampaign } = await import("./explore_campaign.ts");
+        process.exitCode = await exploreCampaign(name, options, version);
+      } else process.exitCode = explore(name, options);
+    });
+
+  program
+    .command("worker")
+    .description("explore parts of searches for `barlink explore --queue`, here or on other machines, until it is ended with Ctrl-C")
+    .requiredOption("--queue <url>", "the Redis or Valkey server: redis://HOST:PORT")
+    .option("--jobs <n>", "threads; by default as many as there are processors")
+    .action(async (options: { queue: string; jobs?: string }) => {
+      const { work } = await import("./explore_work.ts");
+      process.exitCode = await work(options, version);
     });
 
   program

@@ -22,7 +22,8 @@ import { Rng } from "../lib/rng.ts";
 import { type PerfettoEvent, PerfettoWriter } from "../trace/index.ts";
 import { UsageError } from "./usage_error.ts";
 
-export interface ExploreCommand {
+/** How a search goes that is not divided. */
+export interface SearchOptions {
   readonly strategy: string;
   readonly preemptions?: string;
   readonly runs: string;
@@ -31,16 +32,27 @@ export interface ExploreCommand {
   readonly trace?: string;
 }
 
+export interface ExploreCommand extends SearchOptions {
+  readonly jobs?: string;
+  readonly campaign?: string;
+  readonly queue?: string;
+  readonly parts: string;
+  readonly partRuns: string;
+}
+
+/** Writes a line of what was found. */
+const print = (line: string): void => void process.stdout.write(`${line}\n`);
+
 const STRATEGIES = ["optimal", "all", "pct", "random"] as const;
 const PROGRESS_MS = 500;
 
-function scenarioOf(name: string): Scenario {
+export function scenarioOf(name: string): Scenario {
   const scenario = scenarios.get(name);
   if (scenario === undefined) throw new UsageError(`no scenario "${name}"; there is ${[...scenarios.keys()].join(", ")}`);
   return scenario;
 }
 
-function natural(option: string, text: string): number {
+export function natural(option: string, text: string): number {
   if (!/^[0-9]{1,9}$/.test(text)) throw new UsageError(`--${option} takes a number, not "${text}"`);
   return Number(text);
 }
@@ -51,19 +63,19 @@ export function listScenarios(): void {
 }
 
 /** 1 when something that must not happen did. */
-export function explore(name: string, options: ExploreCommand): number {
+export function explore(name: string, options: SearchOptions): number {
   return exploreScenario(scenarioOf(name), options);
 }
 
 /** The same for any scenario. */
-export function exploreScenario(scenario: Scenario, options: ExploreCommand): number {
+export function exploreScenario(scenario: Scenario, options: SearchOptions): number {
   const program = taskProgram(scenario);
   const states = new Map<string, number>();
-  const progress = new Progress();
+  const progress = new ProgressLine();
   let found: Run | undefined;
   const onRun = (run: Run, counts: Counts): boolean => {
     states.set(run.outcome.state, (states.get(run.outcome.state) ?? 0) + 1);
-    progress.tell(counts, run.schedule.length);
+    progress.show(() => `${progress.summary(counts)}, ${run.schedule.length} deep`);
     if (run.outcome.violation !== undefined) found = run;
     return found !== undefined;
   };
@@ -81,28 +93,47 @@ export function exploreScenario(scenario: Scenario, options: ExploreCommand): nu
   if (go === undefined) throw new UsageError(`no strategy "${options.strategy}"; one of ${STRATEGIES.join(", ")}`);
   const counts = go();
   progress.end();
-  const print = (s: string): void => void process.stdout.write(`${s}\n`);
+  const how = `strategy ${options.strategy}${bound === undefined ? "" : `, at most ${bound} preemptions`}`;
+  return report(
+    scenario,
+    { how: `${how}: ${progress.summary(counts)}`, states, found, said: said(options.strategy, bound, counts) },
+    options.trace,
+  );
+}
+
+export interface Report {
+  /** What was done, and what it took. */
+  readonly how: string;
+  /** Complete runs by the state they ended in. */
+  readonly states: ReadonlyMap<string, number>;
+  readonly found: Run | undefined;
+  /** What it means that nothing was found. */
+  readonly said: string;
+}
+
+/** Prints what a search has come to; 1 when something that must not happen did. */
+export function report(scenario: Scenario, { how, states, found, said }: Report, trace: string | undefined): number {
   print(`${scenario.name}: ${scenario.summary}`);
-  print(`strategy ${options.strategy}${bound === undefined ? "" : `, at most ${bound} preemptions`}: ${progress.summary(counts)}`);
+  print(how);
   for (const [state, n] of [...states].sort()) print(`  ${String(n).padStart(7)}  ${state}`);
   if (found === undefined) {
-    print(said(options.strategy, bound, counts));
+    print(said);
     return 0;
   }
-  tellViolation(scenario, found, options.trace, print);
+  tellViolation(scenario, found, trace);
   return 1;
 }
+
+export const EXHAUSTED = "exhausted: no violation in any order of steps that share a lock, a wait or a watched field";
 
 function said(strategy: string, bound: number | undefined, counts: Counts): string {
   if (!counts.exhausted) return `nothing was found in ${counts.executions} runs, which are not all`;
   if (bound !== undefined) return `exhausted within ${bound} preemptions: no violation`;
-  return strategy === "optimal"
-    ? "exhausted: no violation in any order of steps that share a lock, a wait or a watched field"
-    : "exhausted: no violation in any interleaving";
+  return strategy === "optimal" ? EXHAUSTED : "exhausted: no violation in any interleaving";
 }
 
 /** The shortest schedule found, in columns, and how to run it again. */
-function tellViolation(scenario: Scenario, { schedule, outcome }: Run, trace: string | undefined, print: (s: string) => void): void {
+function tellViolation(scenario: Scenario, { schedule, outcome }: Run, trace: string | undefined): void {
   if (outcome.violation === undefined) return;
   const program = taskProgram(scenario);
   const small = shrink(program, schedule, outcome.violation);
@@ -145,23 +176,35 @@ export function replaySchedule(text: string, trace?: string): number {
 }
 
 /** One line on a terminal, rewritten twice a second. */
-class Progress {
+export class ProgressLine {
   readonly #start = performance.now();
   #last: number = this.#start;
 
-  tell(counts: Counts, depth: number): void {
+  /** Seconds since the beginning. */
+  get seconds(): number {
+    return (performance.now() - this.#start) / 1000;
+  }
+
+  show(line: () => string): void {
     const now = performance.now();
     if (process.stderr.isTTY !== true || now - this.#last < PROGRESS_MS) return;
     this.#last = now;
-    process.stderr.write(`\r${this.summary(counts)}, ${depth} deep \x1b[K`);
+    process.stderr.write(`\r${line()} \x1b[K`);
   }
 
   end(): void {
     if (this.#last !== this.#start) process.stderr.write("\r\x1b[K");
   }
 
-  summary({ executions, blocked, steps }: Counts): string {
-    const s = (performance.now() - this.#start) / 1000;
-    return `${executions} complete runs${blocked > 0 ? ` and ${blocked} in vain` : ""}, ${steps} steps, ${s.toFixed(1)} s, ${Math.round((executions + blocked) / s)} runs/s`;
+  /** What there is, and how fast it came; `before` was there already. */
+  summary(
+    { executions, blocked, steps }: Pick<Counts, "executions" | "blocked" | "steps">,
+    before = { executions: 0, blocked: 0 },
+  ): string {
+    const s = this.seconds;
+    const inVain = blocked > 0 ? ` and ${blocked} in vain` : "";
+    const rate = Math.round((executions + blocked - before.executions - before.blocked) / s);
+    const known = before.executions > 0 ? ` (${before.executions} were known)` : "";
+    return `${executions} complete runs${known}${inVain}, ${steps} steps, ${s.toFixed(1)} s, ${rate} runs/s`;
   }
 }

@@ -1,7 +1,22 @@
 export { type AbstractThread, abstractProgram, choose, lock, type Op, read, unlock, update, write } from "./abstract.ts";
+export {
+  Campaign,
+  type CampaignEntry,
+  type CampaignHeader,
+  type CampaignTotals,
+  cut,
+  type FoundViolation,
+  formatLine,
+  JournalError,
+  type PartResult,
+  parseCampaign,
+  parseEntry,
+  partName,
+} from "./campaign.ts";
 export { exploreOptimal, explorePart } from "./dpor.ts";
 export { formatInterleaving, type Told, type ToldStep, tell } from "./interleaving.ts";
 export { type KernelScenario, kernelScenario } from "./kernel_scenario.ts";
+export { PartExplorer } from "./part_explorer.ts";
 export { type Part, partAt, partsOf, WHOLE } from "./parts.ts";
 export {
   type Counts,
