@@ -185,8 +185,13 @@ export function compat(w: World, c: Context): boolean {
   const RW = u.VFIO_DMA_MAP_FLAG_READ | u.VFIO_DMA_MAP_FLAG_WRITE;
   switch (w.rng.below(6)) {
     case 0: {
-      const m = { flags: w.pick([RW, RW, u.VFIO_DMA_MAP_FLAG_READ, 0, 4, 8]), vaddr: va(w, c), iova: iova(w, c), size: length(w, c) };
-      return ioctl(w, c, c.fd, u.VFIO_IOMMU_MAP_DMA, u.VfioIommuType1DmaMap, m);
+      const m = {
+        flags: w.pick([RW, RW, u.VFIO_DMA_MAP_FLAG_READ, u.VFIO_DMA_MAP_FLAG_WRITE, 4, 8]),
+        vaddr: va(w, c),
+        iova: iova(w, c),
+        size: length(w, c),
+      };
+      return ioctl(w, c, c.fd, u.VFIO_IOMMU_MAP_DMA, u.VfioIommuType1DmaMap, m, { fixed: ["flags"] });
     }
     case 1:
     case 2: {

@@ -155,14 +155,18 @@ export function bufferExport(w: World, c: Context): boolean {
     size += length;
   }
   const fd = w.slot();
-  const m: Members = { flags: (w.chance(0.95) ? GET : w.pick([SET, PROBE, GET | PROBE, GET | SET])) | u.VFIO_DEVICE_FEATURE_DMA_BUF };
+  const what = w.chance(0.95) ? GET : w.pick([SET, PROBE, GET | PROBE, GET | SET]);
+  const m: Members = { flags: what | u.VFIO_DEVICE_FEATURE_DMA_BUF };
   const tail = new Uint8Array(16 + ranges.length * 8);
   const region = w.chance(0.95) ? memory : w.rng.below(10);
   tail.set(u32Bytes(region, w.pick([2, 2, 0, 0o2000002, 4]), w.chance(0.97) ? 0 : 1, w.chance(0.97) ? count : count + 1));
   tail.set(u64Bytes(...ranges), 16);
-  if (ioctl(w, c, d.fd, u.VFIO_DEVICE_FEATURE, u.VfioDeviceFeature, m, { min: 8, tail, fixed: ["flags"], save: fd }))
-    w.files.push({ fd, kind: "dmabuf", size });
-  return true;
+  // Only a plain GET returns a descriptor: the 0 of a probe would name another file one day.
+  const gives = what === GET;
+  const o = { min: 8, tail, fixed: ["flags"], ...(gives ? { save: fd } : {}) };
+  const done = ioctl(w, c, d.fd, u.VFIO_DEVICE_FEATURE, u.VfioDeviceFeature, m, o);
+  if (done && gives) w.files.push({ fd, kind: "dmabuf", size });
+  return done;
 }
 
 /** Power, probes of features, and the others, that this driver lacks. */

@@ -20,6 +20,9 @@
  * - MAP_FILE gets no descriptor that holds a context (iommufd, a VFIO device, an
  *   access, a queue): without a page table Linux keeps any file, and the cycle is
  *   never freed.
+ * - The type1 call MAP_DMA on an iommufd asks for some access: without any,
+ *   Linux warns of a bug of its own (map_range in generic_pt/iommu_pt.h) once a
+ *   page table is there.
  * - A mock device goes only after its PASIDs are detached: Linux's test module
  *   leaves that to the caller.
  */

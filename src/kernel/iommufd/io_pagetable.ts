@@ -253,30 +253,28 @@ export class IoPagetable implements FillTarget, IovaSpace {
   // ----- unmap
 
   /** Removes whole areas in [iova, iova + length); bytes removed. EINVAL, EOVERFLOW, and as `unmapRange`. */
-  *unmapIova(iova: bigint, length: bigint): Step<bigint | Errno> {
+  *unmapIova(iova: bigint, length: bigint, told?: { bytes: bigint }): Step<bigint | Errno> {
     if (length === 0n) return EINVAL;
     const last = iova + length - 1n;
     if (last > U64_MAX) return EOVERFLOW;
-    return yield* this.unmapRange(iova, last);
+    return yield* this.unmapRange(iova, last, told);
   }
 
   /**
    * Removes the areas in [from, last]; bytes removed, 0 for none. EBUSY: one is
    * under construction or locked. ENOENT: one reaches out of the range. EDEADLK:
-   * an access does not let go. Areas before the one that fails stay removed.
+   * an access does not let go. Areas before the one that fails stay removed, and `told` has their bytes.
    */
-  *unmapRange(from: bigint, last: bigint): Step<bigint | Errno> {
+  *unmapRange(from: bigint, last: bigint, told: { bytes: bigint } = { bytes: 0n }): Step<bigint | Errno> {
     let start = from;
-    let unmapped = 0n;
     let tries = 0;
     for (;;) {
-      const r = yield* this.#unmapUntilAccess(start, last);
-      if (r instanceof Errno) return r;
-      unmapped += r.unmapped;
-      if (r.held === undefined) return unmapped;
-      tries = r.held.start === start ? tries + 1 : 1;
-      start = r.held.start;
-      yield* this.#notifyUnmap(r.held.start, r.held.length);
+      const held = yield* this.#unmapUntilAccess(start, last, told);
+      if (held instanceof Errno) return held;
+      if (held === undefined) return told.bytes;
+      tries = held.start === start ? tries + 1 : 1;
+      start = held.start;
+      yield* this.#notifyUnmap(held.start, held.length);
       if (tries > MAX_TRIES) {
         this.kernel.printk("iommufd: an access does not give up pages that are to be unmapped");
         return EDEADLOCK;
@@ -284,10 +282,9 @@ export class IoPagetable implements FillTarget, IovaSpace {
     }
   }
 
-  /** Unmaps until the range is empty, or an area is met that an access holds. */
-  *#unmapUntilAccess(from: bigint, last: bigint): Step<{ unmapped: bigint; held: IoptArea | undefined } | Errno> {
+  /** Unmaps until the range is empty, or an area is met that an access holds: that one. */
+  *#unmapUntilAccess(from: bigint, last: bigint, told: { bytes: bigint }): Step<IoptArea | undefined | Errno> {
     let start = from;
-    let unmapped = 0n;
     yield* this.domainsSem.downRead();
     yield* this.iovaSem.downWrite();
     let locked = true;
@@ -300,7 +297,7 @@ export class IoPagetable implements FillTarget, IovaSpace {
         if (area.start < start || area.last > last) return ENOENT;
         if (area.numAccesses > 0) {
           area.forbidAccess();
-          return { unmapped, held: area };
+          return area;
         }
         area.pages = undefined;
         this.iovaSem.upWrite();
@@ -308,14 +305,14 @@ export class IoPagetable implements FillTarget, IovaSpace {
         yield* unfillDomains(this, area, pages);
         yield* this.#abortArea(area);
         yield* pages.put();
-        unmapped += area.length;
+        told.bytes += area.length;
         yield* this.iovaSem.downWrite();
         locked = true;
         // The IOVA that is free now may be taken again: only what lies behind is left to do.
         if (area.last >= last) break;
         start = area.last + 1n;
       }
-      return { unmapped, held: undefined };
+      return undefined;
     } finally {
       if (locked) this.iovaSem.upWrite();
       this.domainsSem.upRead();
@@ -326,9 +323,9 @@ export class IoPagetable implements FillTarget, IovaSpace {
     for (const a of [...this.accesses]) if (a !== undefined) yield* a.notifyUnmap(iova, length);
   }
 
-  /** Removes everything. */
-  *unmapAll(): Step<bigint | Errno> {
-    return yield* this.unmapRange(0n, U64_MAX);
+  /** Removes everything; `told` as for `unmapRange`. */
+  *unmapAll(told?: { bytes: bigint }): Step<bigint | Errno> {
+    return yield* this.unmapRange(0n, U64_MAX, told);
   }
 
   // ----- copy

@@ -164,7 +164,7 @@ function* unmapDma(ctx: IommufdCtx, arg: bigint): Step<number | Errno> {
     if (r === undefined) return EINVAL;
     // How much was unmapped is told even when it failed, but for the cut.
     if (r.cut !== undefined) return r.cut;
-    unmap.size = r.result instanceof Errno ? 0n : r.result;
+    unmap.size = r.told;
     if (copyToUser(ctx.kernel, arg, unmap.bytes) !== 0) return EFAULT;
     return r.result instanceof Errno ? r.result : 0;
   });
@@ -176,15 +176,21 @@ function* unmapRange(
   all: boolean,
   iova: bigint,
   size: bigint,
-): Step<{ cut?: Errno; result: bigint | Errno } | undefined> {
+): Step<{ cut?: Errno; result: bigint | Errno; told: bigint } | undefined> {
   const { iopt } = ioas;
-  if (all) return iova !== 0n || size !== 0n ? undefined : { result: yield* iopt.unmapAll() };
+  const told = { bytes: 0n };
+  if (all) {
+    if (iova !== 0n || size !== 0n) return undefined;
+    const result = yield* iopt.unmapAll(told);
+    return { result, told: told.bytes };
+  }
   if (iopt.disableLargePages) {
     const u64 = (n: bigint): bigint => BigInt.asUintN(64, n);
     const e = yield* iopt.cut(iova === 0n ? [u64(iova + size - 1n)] : [u64(iova + size - 1n), iova - 1n]);
-    if (e !== undefined) return { cut: e, result: 0n };
+    if (e !== undefined) return { cut: e, result: 0n, told: 0n };
   }
-  return { result: yield* iopt.unmapIova(iova, size) };
+  const result = yield* iopt.unmapIova(iova, size, told);
+  return { result, told: told.bytes };
 }
 
 function* getInfo(ctx: IommufdCtx, arg: bigint): Step<number | Errno> {

@@ -266,6 +266,19 @@ describe("a hardware queue", () => {
     expect(r.destroy(viommu)).toBe(0);
   });
 
+  test("stops type1's unmapping of all at its memory, and what went before is told", () => {
+    const r = new ViommuRig();
+    const viommu = ok(r.viommu());
+    r.memoryAt(START, 0x5000);
+    r.memoryAt(START + 0x10_0000n, 0x1000);
+    const queue = ok(r.hwQueue(viommu, { length: 0x1000n, nesting_parent_iova: START + 0x10_0000n }));
+    r.ioctl(u.IOMMU_VFIO_IOAS, u.IommuVfioIoas.alloc({ size: u.IommuVfioIoas.size, ioas_id: r.ioas, op: u.IOMMU_VFIO_IOAS_SET }));
+    const all = u.VfioIommuType1DmaUnmap.alloc({ argsz: u.VfioIommuType1DmaUnmap.size, flags: u.VFIO_DMA_UNMAP_FLAG_ALL });
+    expect(r.ioctl(u.VFIO_IOMMU_UNMAP_DMA, all)).toBe(EBUSY);
+    expect(all.size).toBe(0x5000n);
+    expect(r.destroy(queue)).toBe(0);
+  });
+
   test("comes after the one before it, which it keeps", () => {
     const r = new ViommuRig();
     const viommu = ok(r.viommu());
