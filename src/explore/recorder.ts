@@ -108,6 +108,8 @@ export class Recorder implements SchedObserver {
   readonly #numbers: Numbers;
   /** What was met before the tasks started. */
   readonly #known: Map<object, number> = new Map();
+  /** What else was met between two runs in one world. */
+  readonly #between: Set<object> = new Set();
   #started = false;
   #accesses: number[] = [];
   #mask = 0;
@@ -236,6 +238,12 @@ export class Recorder implements SchedObserver {
     this.report("use-after-free", `${this.nameOf(this.#stepping)} ${how} ${name}, which ${this.nameOf(by)} has freed`);
   }
 
+  /** The last step was taken: what is met from here on belongs to no run. */
+  pause(): void {
+    this.sched.interleave = false;
+    this.#between.clear();
+  }
+
   /** The run is over, and the tasks of the next are about to start in the same world: what the run was is forgotten. */
   renew(): void {
     if (this.born.length > 0) {
@@ -292,7 +300,12 @@ export class Recorder implements SchedObserver {
   numberOf(on: Named): number {
     const known = this.#known.get(on);
     if (known !== undefined) return known;
-    if (this.#started) return this.#numbers.ofNew(on.name);
+    if (this.#started) {
+      // A number must mean the same in every run: what an undo makes anew would be old in the first and new in the next.
+      if (this.#stepping < 0) this.#between.add(on);
+      else if (this.#between.has(on)) throw new TypeError(`${on.name} was made anew by an undo: such a scene cannot be renewed`);
+      return this.#numbers.ofNew(on.name);
+    }
     const n = this.#numbers.ofOld(this.#known.size, on.name);
     this.#known.set(on, n);
     return n;

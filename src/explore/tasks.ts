@@ -245,7 +245,7 @@ export class TaskExecution implements Execution {
 
   finish(): Outcome {
     this.#waited = this.pending();
-    this.recorder.sched.interleave = false;
+    this.recorder.pause();
     const violation = this.#violation ?? this.#stuck();
     if (violation !== undefined) return { state: `${violation.kind}: ${violation.message}`, violation };
     try {

@@ -3,6 +3,7 @@ import { describe, expect, test } from "vitest";
 import {
   exploreAll,
   exploreOptimal,
+  exploreRandom,
   formatInterleaving,
   formatSchedule,
   mapVsRevoke,
@@ -17,6 +18,8 @@ import {
 import type { PrivateMap } from "../../src/kernel/dma_buf/interconnect.ts";
 import type { PhysVec } from "../../src/kernel/dma_buf/mapping.ts";
 import type { VfioPciDmaBuf } from "../../src/kernel/vfio/pci/vfio_pci_dmabuf.ts";
+import { Rng } from "../../src/lib/rng.ts";
+import { LockClass, Mutex, Sched, type Step, type Task } from "../../src/sched/index.ts";
 
 function statesOf(explore: (onRun: (run: Run) => undefined) => unknown): string[] {
   const states = new Set<string>();
@@ -105,5 +108,38 @@ describe("a machine that is as it was before the run serves for the next", { tim
     expect(again.states).toEqual(anew.states);
     expect(anew.machines).toBe(anew.states.length + (anew.counts as { blocked: number }).blocked);
     expect(again.machines).toBe(1);
+  });
+
+  test("and a scene whose undo makes a lock anew is refused", () => {
+    const CLASS = new LockClass("thing");
+    const anew = (again: boolean): Scenario => ({
+      name: "anew",
+      summary: "a test",
+      threads: ["a"],
+      setUp(record) {
+        const sched = new Sched();
+        record(sched);
+        const world = { lock: new Mutex(sched, CLASS) };
+        const task = sched.thread("a");
+        const uses = function* (): Step<void> {
+          yield* world.lock.lock();
+          world.lock.unlock();
+        };
+        sched.execute(task, uses());
+        const start = (): Task[] => {
+          sched.start(task, uses());
+          return [task];
+        };
+        const end = (): string => {
+          if (again) world.lock = new Mutex(sched, CLASS);
+          sched.execute(task, uses());
+          return "";
+        };
+        return { tasks: start(), end, renew: start };
+      },
+    });
+    const twice = (s: Scenario): unknown => exploreRandom(taskProgram(s), () => undefined, new Rng(1), 2);
+    expect(twice(anew(false))).toMatchObject({ executions: 2, violations: 0 });
+    expect(() => twice(anew(true))).toThrow("thing was made anew by an undo");
   });
 });

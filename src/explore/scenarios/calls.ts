@@ -65,6 +65,7 @@ export interface BoundDevice {
 export class Calls {
   readonly kernel: Kernel;
   readonly process: Process;
+  readonly #written: { readonly at: bigint; readonly bytes: Uint8Array; readonly now: Uint8Array }[] = [];
 
   constructor(process: Process) {
     this.kernel = process.kernel;
@@ -82,7 +83,17 @@ export class Calls {
   page(bytes: Uint8Array): bigint {
     const at = this.memory(4096n);
     this.process.mm.memory.write(at, bytes);
+    this.#written.push({ at, bytes: bytes.slice(), now: new Uint8Array(bytes.length) });
     return at;
+  }
+
+  /** Puts back what `page` has written, where calls have answered into it. */
+  rewrite(): void {
+    const { memory } = this.process.mm;
+    for (const { at, bytes, now } of this.#written) {
+      memory.read(at, now);
+      if (!bytes.every((b, i) => now[i] === b)) memory.write(at, bytes);
+    }
   }
 
   memory(length: bigint): bigint {

@@ -450,6 +450,7 @@ class StageScene<W> implements Scene {
 
   #undone(undo: (world: W, stage: Stage) => void): boolean {
     undo(this.#world, this.#stage);
+    this.#stage.calls.rewrite();
     this.#stage.kernel.sched.settle();
     return this.#stage.isAsAtFirst();
   }
