@@ -110,6 +110,7 @@ export class Recorder implements SchedObserver {
   readonly #known: Map<object, number> = new Map();
   /** What else was met between two runs in one world. */
   readonly #between: Set<object> = new Set();
+  #paused = false;
   #started = false;
   #accesses: number[] = [];
   #mask = 0;
@@ -241,6 +242,7 @@ export class Recorder implements SchedObserver {
   /** The last step was taken: what is met from here on belongs to no run. */
   pause(): void {
     this.sched.interleave = false;
+    this.#paused = true;
     this.#between.clear();
   }
 
@@ -261,6 +263,7 @@ export class Recorder implements SchedObserver {
   /** The tasks start: what is met from here on is new. */
   begin(tasks: readonly Task[]): void {
     if (!this.#started) this.sched.lockdep.mark();
+    this.#paused = false;
     if (tasks.length > NAMED) throw new RangeError(`${tasks.length} tasks: there are letters for ${NAMED}`);
     for (let n = 0; n < tasks.length; n++) if (this.#threads.get(n) !== tasks[n]) this.#enter(n, tasks[n] as Task);
     for (const task of this.sched.liveTasks()) {
@@ -302,7 +305,7 @@ export class Recorder implements SchedObserver {
     if (known !== undefined) return known;
     if (this.#started) {
       // A number must mean the same in every run: what an undo makes anew would be old in the first and new in the next.
-      if (this.#stepping < 0) this.#between.add(on);
+      if (this.#paused) this.#between.add(on);
       else if (this.#between.has(on)) throw new TypeError(`${on.name} was made anew by an undo: such a scene cannot be renewed`);
       return this.#numbers.ofNew(on.name);
     }
