@@ -3,7 +3,7 @@ import { leftOut } from "./test/tools.ts";
 
 const { files, remedies } = leftOut(import.meta.dirname);
 if (files.length > 0) {
-  process.stderr.write(`barlink: ${files.length} test files of barlink run are left out here: they need ${remedies.join(", and ")}\n`);
+  process.stderr.write(`barlink: ${files.length} test files are left out here: they need ${remedies.join(", and ")}\n`);
 }
 
 export default defineConfig({

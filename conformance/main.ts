@@ -2,6 +2,7 @@
  * `npm run conformance -- [SUITE] [options]`: one suite, or all but those that take minutes or fetch something.
  */
 import * as bugs from "./bugs.ts";
+import * as campaign from "./campaign.ts";
 import * as compatibility from "./compatibility.ts";
 import * as dpor from "./dpor.ts";
 import * as events from "./events.ts";
@@ -26,7 +27,7 @@ const suites: Readonly<Record<string, { run(args: string[]): number | Promise<nu
   pagetables,
 };
 /** Only when they are named: they fetch a source, or take minutes and judge the machine as well. */
-const onDemand: typeof suites = { bugs, iommu, negotiate, selftests, stress };
+const onDemand: typeof suites = { campaign, bugs, iommu, negotiate, selftests, stress };
 
 const [first, ...rest] = process.argv.slice(2);
 if (first === "--help" || first === "-h") {

@@ -1,7 +1,7 @@
 /**
  * Tests of `barlink run` need programs to run: some are built with a C compiler,
- * some are Python. Where a machine has neither, those files are left out, and
- * that is said.
+ * some are Python. A campaign across machines needs a server. Where a machine
+ * lacks one of these, the files that need it are left out, and that is said.
  */
 import { accessSync, constants, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative, resolve } from "node:path";
@@ -14,6 +14,7 @@ const TOOLS = [
     remedy: "a C compiler with a static C library (Debian: gcc libc6-dev)",
   },
   { shows: /python3/, names: ["python3"], remedy: "Python 3.10 or newer (Debian: python3)" },
+  { shows: /redis-server/, names: ["redis-server", "valkey-server"], remedy: "a Redis or Valkey server (Debian: redis-server)" },
 ] as const;
 
 const onPath = (name: string): boolean =>
@@ -39,7 +40,7 @@ function sourceOf(file: string, seen: Set<string> = new Set()): string {
 export function leftOut(root: string): { readonly files: string[]; readonly remedies: string[] } {
   const missing = TOOLS.filter((t) => !t.names.some(onPath));
   if (missing.length === 0) return { files: [], remedies: [] };
-  const files = ["test/host", "test/supervise"].flatMap((folder) =>
+  const files = ["test/cli", "test/host", "test/supervise"].flatMap((folder) =>
     readdirSync(join(root, folder))
       .filter((f) => f.endsWith(".test.ts"))
       .map((f) => join(root, folder, f))
