@@ -104,6 +104,9 @@ const dmaDomain = (dev: Device): IommuDomain | undefined => {
   return domain?.type === "dma" ? domain : undefined;
 };
 
+/** Does the kernel translate for `dev`? */
+export const dmaTranslated = (dev: Device): boolean => dmaDomain(dev) !== undefined;
+
 function protOf(dir: DmaDirection, mmio: boolean): number {
   const access = (dir === "from_device" ? 0 : IOMMU_READ) | (dir === "to_device" ? 0 : IOMMU_WRITE);
   return access | (mmio ? IOMMU_MMIO : IOMMU_CACHE);
@@ -166,6 +169,11 @@ export function dmaMapPhys(dev: Device, paddr: bigint, len: bigint, dir: DmaDire
   if (dmaIovaLink(run, 0n, paddr, len, dir, mmio) === undefined) return run.address;
   dmaIovaDestroy(run);
   return ENOMEM;
+}
+
+/** As `dmaIovaCut`, for what `dmaMapPhys` mapped; `dmaUnmapPhys` is still to come. The device is translated. */
+export function dmaCutPhys(dev: Device, address: bigint, len: bigint): void {
+  dmaDomain(dev)?.unmap(address, alignUp(len, PAGE_SIZE_N));
 }
 
 /** Undoes `dmaMapPhys`. */

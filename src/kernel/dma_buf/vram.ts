@@ -16,8 +16,15 @@
  * reach VRAM silently gives up on it, and a pin by such an importer moves the
  * buffer to RAM, also when the importer then wants nothing of it.
  *
- * What RESV guards: the place, the pins. Invariant: VRAM is disjointly
- * allocated; a buffer has exactly one place.
+ * What RESV guards: the place, the pins. Lock order: a buffer's `moving` → RESV.
+ * `moving` is held from a revoke to its restore: two moves of one buffer must not
+ * take each other's memory for their own.
+ *
+ * An importer of any buffer that must be fenced has the device's decode turned
+ * off, and so all buffers in VRAM are revoked, and nothing is copied to or from
+ * there, until it has given back what it holds.
+ *
+ * Invariant: VRAM is disjointly allocated; a buffer has exactly one place.
  *
  * Source: this design (docs/negotiation.md); drivers/gpu/drm/xe/xe_dma_buf.c
  * for what the old calls do.
@@ -25,21 +32,24 @@
 import { alignUp, PAGE_SIZE_N, type Pfn, physAddr } from "../../lib/addr.ts";
 import { EBUSY, EINVAL, ENOMEM, Errno } from "../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
+import { LockClass } from "../../sched/lockdep.ts";
+import { Mutex } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
-import { PCI_COMMAND, PCI_COMMAND_MEMORY } from "../../uapi/pci_regs.ts";
 import type { Kernel } from "../kernel.ts";
 import { type P2pdmaProvider, p2pdmaDistance, pcimP2pdmaInit, pcimP2pdmaProvider } from "../pci/p2pdma.ts";
 import type { PciDev } from "../pci/pci_dev.ts";
 import { dmaBufInvalidateMappings } from "./attachment.ts";
 import type { DmaBuf, DmaBufOps } from "./buffer.ts";
-import { dmaBufExport } from "./dma_buf.ts";
+import { dmaBufExport, dmaBufPut } from "./dma_buf.ts";
 import { freeRamSgt, type PhysVec, pageRuns, physVecToSgt, ramToSgt, type SgTable } from "./mapping.ts";
 import type { NegotiatedAttachment } from "./negotiated/attachment.ts";
-import type { NegotiatedExporter } from "./negotiated/buffer.ts";
+import type { NegotiatedBuffer, NegotiatedExporter } from "./negotiated/buffer.ts";
 import { type ExporterOffer, type PhysRange, RevokeLevel } from "./negotiated/contract.ts";
-import { dmaBufRestore, dmaBufRevoke } from "./negotiated/revoke.ts";
+import { legacyDmaBufOps } from "./negotiated/legacy.ts";
+import { type Drain, dmaBufRestore, dmaBufRevoke, dmaBufRevokeBeginLocked, dmaBufRevokeFinish } from "./negotiated/revoke.ts";
 
 const MODULE = "vram";
+const MOVING: LockClass = new LockClass("vram moving");
 /** The family that shares buffers as they are. */
 export const VRAM_UUID = "barlink-vram";
 
@@ -54,6 +64,10 @@ export class VramDevice {
   readonly #size: bigint;
   /** Runs in use, by offset; sorted, disjoint. */
   readonly #runs: { readonly offset: bigint; readonly end: bigint }[] = [];
+  /** Those that negotiate, from allocation to release. */
+  readonly buffers: Set<DmaBuf> = new Set();
+  /** Buffers with an importer that did not let go and that the device keeps out; under their RESV. */
+  readonly fenced: Set<DmaBuf> = new Set();
   /** Times a buffer changed its place. */
   moves = 0;
 
@@ -74,18 +88,27 @@ export class VramDevice {
     this.kernel.modules.load(MODULE);
   }
 
-  /** A buffer of zeros in VRAM, with one reference. EINVAL: no bytes; ENOMEM: no room, or no memory. */
+  /** A buffer of zeros in VRAM, with one reference. EINVAL: no bytes; ENOMEM: no room, or no memory. EBUSY: an importer is fenced. */
   allocate(length: bigint, flags: number): DmaBuf | Errno {
     const size = alignUp(length, PAGE_SIZE_N);
     if (size === 0n) return EINVAL;
+    if (this.fenced.size > 0) return EBUSY;
     if (this.kernel.fault.slab("vram buffer")) return ENOMEM;
     const offset = this.take(size);
     if (offset === undefined) return ENOMEM;
     const priv = new VramBuffer(this, size, { in: "vram", offset });
-    const dmabuf = dmaBufExport(this.kernel, { expName: MODULE, owner: MODULE, ops: vramOps, size, flags, priv });
-    if (dmabuf instanceof Errno) this.give(offset);
-    else this.kernel.phys.write(this.address(offset), new Uint8Array(Number(size)));
+    const dmabuf = dmaBufExport(this.kernel, { expName: MODULE, owner: MODULE, ops: this.#ops(), size, flags, priv });
+    if (dmabuf instanceof Errno) {
+      this.give(offset);
+      return dmabuf;
+    }
+    this.kernel.phys.write(this.address(offset), new Uint8Array(Number(size)));
+    if (dmabuf.negotiated !== undefined) this.buffers.add(dmabuf);
     return dmabuf;
+  }
+
+  #ops(): DmaBufOps {
+    return this.kernel.interconnect === "negotiated" ? negotiatedVramOps : vramOps;
   }
 
   /** The lowest room for `size` bytes; undefined: none. */
@@ -121,8 +144,11 @@ export class VramBuffer {
   place: Place;
   /** Reasons not to move it; RESV. */
   pins = 0;
+  /** From a revoke to the restore that undoes it. */
+  readonly moving: Mutex;
 
   constructor(device: VramDevice, size: bigint, place: Place) {
+    this.moving = new Mutex(device.kernel.sched, MOVING);
     this.device = device;
     this.size = size;
     this.place = place;
@@ -141,9 +167,10 @@ export class VramBuffer {
     );
   }
 
-  /** Copies the bytes to the other kind of place, which nobody uses any more. ENOMEM: no room there. */
+  /** Copies the bytes to the other kind of place, which nobody uses any more. ENOMEM: no room there; EBUSY: VRAM does not answer. */
   relocate(to: Place["in"]): Errno | undefined {
     if (this.place.in === to) return undefined;
+    if (this.device.fenced.size > 0) return EBUSY;
     const bytes = this.#copyOut();
     const old = this.place;
     const place = to === "vram" ? this.#takeVram() : this.#takePages();
@@ -206,22 +233,64 @@ const bufferOf = (dmabuf: DmaBuf): VramBuffer => dmabuf.priv as VramBuffer;
  * it is pinned, or somebody who was fenced still holds it; ENOMEM: no room.
  */
 export function* vramMove(dmabuf: DmaBuf, to: Place["in"]): Step<Errno | undefined> {
-  const buffer = bufferOf(dmabuf);
   const { negotiated, resv } = dmabuf;
   if (negotiated !== undefined) {
-    if (buffer.pins > 0) return EBUSY;
-    yield* dmaBufRevoke(negotiated, "temporary");
-    yield* resv.lock();
-    const e = negotiated.fenced > 0 || buffer.pins > 0 ? EBUSY : buffer.relocate(to);
-    resv.unlock();
-    const back = yield* dmaBufRestore(negotiated);
-    return e ?? back;
+    const { moving } = bufferOf(dmabuf);
+    yield* moving.lock();
+    try {
+      const e = yield* moveAway(dmabuf, negotiated, to);
+      yield* settle(dmabuf, negotiated);
+      return e;
+    } finally {
+      moving.unlock();
+    }
   }
   yield* resv.lock();
   try {
     return yield* moveLocked(dmabuf, to);
   } finally {
     resv.unlock();
+  }
+}
+
+/** Revokes and copies; the buffer is left revoked. `moving` held. */
+function* moveAway(dmabuf: DmaBuf, negotiated: NegotiatedBuffer, to: Place["in"]): Step<Errno | undefined> {
+  const buffer = bufferOf(dmabuf);
+  const { resv } = dmabuf;
+  let drain: Drain | undefined;
+  yield* resv.lock();
+  try {
+    if (buffer.place.in === to) return undefined;
+    // Under the lock under which pins are made: an importer that never lets go is never asked to.
+    if (buffer.pins > 0 || negotiated.fenced > 0) return EBUSY;
+    drain = yield* dmaBufRevokeBeginLocked(negotiated, "temporary");
+  } finally {
+    resv.unlock();
+  }
+  if (drain !== undefined) yield* dmaBufRevokeFinish(drain);
+  yield* resv.lock();
+  const e = negotiated.fenced > 0 ? EBUSY : buffer.relocate(to);
+  resv.unlock();
+  return e;
+}
+
+/** The buffer can be mapped exactly while its place answers. `moving` held. */
+function* settle(dmabuf: DmaBuf, negotiated: NegotiatedBuffer): Step<void> {
+  const { device, place } = bufferOf(dmabuf);
+  if (device.fenced.size > 0 && place.in === "vram") yield* dmaBufRevoke(negotiated, "temporary");
+  else yield* dmaBufRestore(negotiated);
+}
+
+/** The device's decode went off or on: its buffers follow. */
+function* settleAll(device: VramDevice): Step<void> {
+  for (const dmabuf of [...device.buffers]) {
+    const { file, negotiated } = dmabuf;
+    if (negotiated === undefined || !file.getActive()) continue;
+    const { moving } = bufferOf(dmabuf);
+    yield* moving.lock();
+    yield* settle(dmabuf, negotiated);
+    moving.unlock();
+    dmaBufPut(dmabuf);
   }
 }
 
@@ -272,18 +341,20 @@ const exporter: NegotiatedExporter = {
   },
 
   fence(dmabuf) {
-    setDecode(bufferOf(dmabuf).device.pdev, false);
+    const { device } = bufferOf(dmabuf);
+    if (device.fenced.has(dmabuf)) return;
+    device.fenced.add(dmabuf);
+    device.pdev.fenceDecode();
+    device.kernel.sched.spawn("vram settle", () => settleAll(device));
   },
 
   unfence(dmabuf) {
-    setDecode(bufferOf(dmabuf).device.pdev, true);
+    const { device } = bufferOf(dmabuf);
+    if (!device.fenced.delete(dmabuf)) return;
+    device.pdev.unfenceDecode();
+    device.kernel.sched.spawn("vram settle", () => settleAll(device));
   },
 };
-
-function setDecode(pdev: PciDev, on: boolean): void {
-  const command = pdev.configRead(PCI_COMMAND, 2);
-  pdev.configWrite(PCI_COMMAND, 2, on ? command | PCI_COMMAND_MEMORY : command & ~PCI_COMMAND_MEMORY);
-}
 
 // ----- as Linux 7.3 calls it
 
@@ -323,12 +394,14 @@ const legacyOps: Omit<DmaBufOps, "release"> = {
   },
 };
 
-const vramOps: DmaBufOps = {
-  ...legacyOps,
-  negotiated: exporter,
-  *release(dmabuf): Step<void> {
-    const buffer = bufferOf(dmabuf);
-    bugOn(buffer.pins > 0, "a VRAM buffer is released while pinned");
-    buffer.free(buffer.place);
-  },
-};
+function* release(dmabuf: DmaBuf): Step<void> {
+  const buffer = bufferOf(dmabuf);
+  bugOn(buffer.pins > 0, "a VRAM buffer is released while pinned");
+  buffer.device.buffers.delete(dmabuf);
+  buffer.free(buffer.place);
+}
+
+const vramOps: DmaBufOps = { ...legacyOps, release };
+
+/** Importers that know only the old calls come under the contract too: else nobody would tell them of a move. */
+const negotiatedVramOps: DmaBufOps = { ...legacyDmaBufOps, negotiated: exporter, release };

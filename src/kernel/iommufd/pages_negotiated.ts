@@ -16,7 +16,8 @@
  * Invariants: `#handle` is defined exactly while the pages are not revoked; a
  * pair is tracked and mapped, or tracked and to be restored.
  *
- * Lock order: RESV → mutex of the pages. `#handle` is written under both.
+ * Lock order: RESV → mutex of the pages. `#handle` is written under both, and
+ * under RESV alone before the pages are shown by an area and after.
  *
  * Source: this design; docs/negotiation.md.
  */
@@ -114,7 +115,7 @@ export class NegotiatedDmabuf extends PagesDmabuf {
   }
 
   reaches(dev: Device): boolean {
-    return this.#handle?.reaches(dev) ?? true;
+    return this.#att?.reaches(dev) ?? true;
   }
 
   *release(): Step<void> {

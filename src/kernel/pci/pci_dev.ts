@@ -14,7 +14,7 @@
  * Source: include/linux/pci.h, drivers/pci/pci.c.
  */
 import { EBUSY, EINVAL, EIO, type Errno } from "../../lib/errno.ts";
-import { KernelBug } from "../../lib/kernel_bug.ts";
+import { bugOn, KernelBug } from "../../lib/kernel_bug.ts";
 import { LockClass } from "../../sched/lockdep.ts";
 import { Mutex } from "../../sched/locks.ts";
 import type { Step } from "../../sched/task.ts";
@@ -101,6 +101,10 @@ export class PciDev extends Device {
   blockCfgAccess = false;
   readonly saved: SavedConfig = new SavedConfig();
   isBusmaster = false;
+  /** Reasons to keep memory decode off in the hardware. */
+  #decodeFences = 0;
+  /** What software wants of COMMAND.MEMORY meanwhile. */
+  #decodeWish = 0;
   #enableCount = 0;
   #resetMethods: readonly ResetMethod[] | undefined = undefined;
   /** Who reserved each BAR. */
@@ -197,11 +201,46 @@ export class PciDev extends Device {
   /** Little endian, unsigned. All ones when nothing answers. */
   configRead(off: number, size: 1 | 2 | 4): number {
     if (this.disconnected) return size === 4 ? 0xffff_ffff : size === 2 ? 0xffff : 0xff;
-    return this.fn.configRead(off, size);
+    const v = this.fn.configRead(off, size);
+    return this.#decodeFences > 0 && off === PCI_COMMAND ? (v | this.#decodeWish) >>> 0 : v;
   }
 
   configWrite(off: number, size: 1 | 2 | 4, value: number): void {
-    if (!this.disconnected) this.fn.configWrite(off, size, value);
+    if (this.disconnected) return;
+    let v = value;
+    if (this.#decodeFences > 0 && off === PCI_COMMAND) {
+      this.#decodeWish = v & PCI_COMMAND_MEMORY;
+      v &= ~PCI_COMMAND_MEMORY;
+    }
+    this.fn.configWrite(off, size, v);
+  }
+
+  /**
+   * Turns memory decode off and keeps it off until `unfenceDecode`, whoever writes
+   * COMMAND: a driver, its user, a state that is restored, the driver after it.
+   * All of them read back what they wrote. Counted. Not for a VF, which has no
+   * decode of its own.
+   */
+  fenceDecode(): void {
+    bugOn(this.noCommandMemory, `${this.name} has no memory decode to be turned off`);
+    if (this.#decodeFences === 0) {
+      const command = this.configRead(PCI_COMMAND, 2);
+      this.#decodeWish = command & PCI_COMMAND_MEMORY;
+      this.configWrite(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY);
+    }
+    this.#decodeFences++;
+  }
+
+  /** Undoes one `fenceDecode`; with the last, what software has written holds. */
+  unfenceDecode(): void {
+    bugOn(this.#decodeFences === 0, `${this.name}: memory decode is let go of that nobody keeps off`);
+    const command = this.configRead(PCI_COMMAND, 2);
+    if (--this.#decodeFences === 0) this.configWrite(PCI_COMMAND, 2, command);
+  }
+
+  /** Memory decode is kept off. */
+  get decodeFenced(): boolean {
+    return this.#decodeFences > 0;
   }
 
   /** pci_user_read_config_*: waits while a reset keeps config space closed. */

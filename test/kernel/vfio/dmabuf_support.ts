@@ -70,7 +70,6 @@ export class FakeDevice implements DmaBufDevice {
   }
 
   revoking = 0;
-  decodeFenced = false;
   readonly fenced: Set<VfioPciDmaBuf> = new Set();
 
   memoryEnabled(): boolean {

@@ -4,10 +4,14 @@
  *
  * A job puts a fence into the reservation (BOOKKEEP) and touches the buffer when
  * it ends, some virtual time after its submission. A revoke stops new jobs; a
- * worker waits for those in flight, then takes RESV and gives the mapping back:
- * level BOUNDED. Jobs may be submitted again when the buffer is live.
+ * worker waits for its own jobs in flight (others' fences are no concern of its
+ * promise), then takes RESV and gives the mapping back: level BOUNDED. Jobs may be
+ * submitted again when the buffer is live.
  *
- * Lock: RESV guards `handle` and the jobs in flight.
+ * Whoever may still run when the import is closed (a submission that waits for
+ * RESV, the worker) holds a reference to the buffer of its own.
+ *
+ * Lock: RESV guards `handle`, the flags and the jobs in flight.
  *
  * Source: this design; docs/negotiation.md; the TTM eviction of amdgpu and xe
  * for the order.
@@ -15,7 +19,6 @@
 import { EBUSY, EFAULT, EINVAL, ENODEV, ENOMEM, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
-import { dmaRead, dmaWrite } from "../../pci/dma.ts";
 import type { PciDev } from "../../pci/pci_dev.ts";
 import { type DmaBuf, dmaBufStats } from "../buffer.ts";
 import { dmaBufPut } from "../dma_buf.ts";
@@ -31,10 +34,12 @@ import {
 import { RevokeLevel } from "../negotiated/contract.ts";
 import { DmaHandle } from "../negotiated/dma_converter.ts";
 import { Usage } from "../resv.ts";
-import { segmentAt } from "./segments.ts";
+import { segmentsDma } from "./segments.ts";
 
-/** A job may take this long: what is promised to exporters, ns. */
+/** A job may take this long, ns. */
 export const JOB_LIMIT_NS = 10_000_000;
+/** What is promised to exporters, ns: the longest job, and the worker's turn after it. */
+const EVICT_BOUND_NS = 2 * JOB_LIMIT_NS;
 
 /** What a job does when it ends. */
 export interface Job {
@@ -51,6 +56,10 @@ export class GpuImport {
   handle: DmaHandle | undefined = undefined;
   /** The unmap has been asked for and has not come yet; RESV. */
   evicting = false;
+  /** No more jobs, for good; RESV. */
+  #closing = false;
+  /** RESV. */
+  readonly #inFlight: Set<DmaFence> = new Set();
   readonly #context: bigint;
   #seqno = 0n;
   #att: NegotiatedAttachment | undefined = undefined;
@@ -64,7 +73,7 @@ export class GpuImport {
   static *import(dev: PciDev, dmabuf: DmaBuf): Step<GpuImport | Errno> {
     if (dev.kernel.fault.slab("gpu import")) return ENOMEM;
     const gpu = new GpuImport(dev);
-    const offer = { type: "dma", dev, peer2peer: true, level: RevokeLevel.bounded, boundNs: JOB_LIMIT_NS } as const;
+    const offer = { type: "dma", dev, peer2peer: true, level: RevokeLevel.bounded, boundNs: EVICT_BOUND_NS } as const;
     const att = yield* dmaBufNegotiate(dmabuf, [offer], importer, gpu);
     if (att instanceof Errno) return att;
     gpu.#att = att;
@@ -76,7 +85,10 @@ export class GpuImport {
     const att = this.#att;
     if (att === undefined) throw new RangeError("the import is closed");
     const { dmabuf } = att;
-    yield* this.evict();
+    yield* dmabuf.resv.lock();
+    this.#closing = true;
+    dmabuf.resv.unlock();
+    yield* this.#evict(dmabuf);
     yield* dmaBufLeave(att);
     this.#att = undefined;
     dmaBufPut(dmabuf);
@@ -91,10 +103,20 @@ export class GpuImport {
     const att = this.#att;
     if (att === undefined) return ENODEV;
     const { dmabuf } = att;
-    const { kernel, resv } = dmabuf;
     if (job.offset + BigInt(job.bytes.length) > dmabuf.size || job.ns > JOB_LIMIT_NS) return EINVAL;
+    dmabuf.file.get();
+    try {
+      return yield* this.#submit(att, job);
+    } finally {
+      dmaBufPut(dmabuf);
+    }
+  }
+
+  *#submit(att: NegotiatedAttachment, job: Job): Step<DmaFence | Errno> {
+    const { kernel, resv } = att.dmabuf;
     yield* resv.lock();
     try {
+      if (this.#closing) return ENODEV;
       if (this.evicting) return EBUSY;
       if (kernel.fault.slab("fence") || kernel.fault.slab("dma_resv_list")) return ENOMEM;
       if (this.handle === undefined) {
@@ -103,13 +125,14 @@ export class GpuImport {
         if (!(handle instanceof DmaHandle)) throw new KernelBug("a graphics importer is given a mapping that it did not ask for");
         this.handle = handle;
       }
-      const address = segmentAt(this.handle.segments, job.offset) as bigint;
+      const { segments } = this.handle;
       const fence = new DmaFence(kernel.sched, { context: this.#context, seqno: ++this.#seqno, driver: "gpu", timeline: "jobs" });
       resv.reserveFences(1);
       resv.addFence(fence, Usage.bookkeep);
+      this.#inFlight.add(fence);
       kernel.sched.timer(job.ns, () => {
-        const { fn } = this.dev;
-        const ok = job.write ? dmaWrite(fn, address, job.bytes) : dmaRead(fn, address, job.bytes);
+        const ok = segmentsDma(this.dev, segments, job.offset, job.bytes, job.write);
+        this.#inFlight.delete(fence);
         fence.signal(ok ? undefined : EFAULT);
       });
       return fence;
@@ -118,12 +141,23 @@ export class GpuImport {
     }
   }
 
-  /** Takes RESV once the jobs are done, and gives the mapping back. */
-  *evict(): Step<void> {
-    const att = this.#att;
-    if (att === undefined) return;
-    const { resv } = att.dmabuf;
-    yield* resv.waitTimeout(Usage.bookkeep, false, Number.POSITIVE_INFINITY);
+  /** RESV held: from now on no job is taken, and a worker gives the mapping back. */
+  evictLater(dmabuf: DmaBuf): void {
+    // A close that is under way gives it back as soon.
+    if (this.handle === undefined || this.evicting || this.#closing) return;
+    this.evicting = true;
+    dmabuf.file.get();
+    dmabuf.kernel.sched.spawn("gpu evict", () => this.#evictAndPut(dmabuf));
+  }
+
+  *#evictAndPut(dmabuf: DmaBuf): Step<void> {
+    yield* this.#evict(dmabuf);
+    dmaBufPut(dmabuf);
+  }
+
+  /** Takes RESV once the jobs are done, of which no more come, and gives the mapping back. */
+  *#evict({ resv }: DmaBuf): Step<void> {
+    for (const fence of [...this.#inFlight]) yield* fence.waitTimeout(false, Number.POSITIVE_INFINITY);
     yield* resv.lock();
     if (this.handle !== undefined) dmaBufRelease(this.handle);
     this.handle = undefined;
@@ -135,10 +169,7 @@ export class GpuImport {
 const importer: NegotiatedImporter = {
   name: "gpu",
   *invalidate(att) {
-    const gpu = att.priv as GpuImport;
-    if (gpu.handle === undefined || gpu.evicting) return undefined;
-    gpu.evicting = true;
-    att.dmabuf.kernel.sched.spawn("gpu evict", () => gpu.evict());
+    (att.priv as GpuImport).evictLater(att.dmabuf);
     return undefined;
   },
 };

@@ -8,7 +8,9 @@
  * the guest's next touch faults again, and gets ENODEV while the buffer is
  * revoked: a VMM would be told, or inject an error.
  *
- * Lock order: RESV → mmu lock. The mmu lock guards the table and `handle`.
+ * Lock order: slots → RESV → mmu lock. The mmu lock guards the table and `handle`;
+ * `slots` is held for reading by every access of the guest's, so that a slot is
+ * removed after the last fault in it. A revoke takes the mmu lock alone.
  *
  * Source: this design; the guest_memfd and KVM part of docs/negotiation.md.
  */
@@ -17,7 +19,7 @@ import { EEXIST, EFAULT, EINVAL, ENOMEM, Errno } from "../../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
 import { PageTable, vtdss } from "../../../pt/index.ts";
 import { LockClass } from "../../../sched/lockdep.ts";
-import { Mutex } from "../../../sched/locks.ts";
+import { Mutex, RwSem } from "../../../sched/locks.ts";
 import type { Step } from "../../../sched/task.ts";
 import { IOMMU_READ, IOMMU_WRITE } from "../../iommu/domain.ts";
 import type { Kernel } from "../../kernel.ts";
@@ -36,6 +38,7 @@ import { PhysHandle } from "../negotiated/handle.ts";
 import { piecesOf } from "../negotiated/ranges.ts";
 
 const MMU_LOCK: LockClass = new LockClass("kvm mmu_lock");
+const SLOTS_LOCK: LockClass = new LockClass("kvm slots_lock");
 /** Guest physical addresses have 47 bits here. */
 const GPA_BITS = 47;
 
@@ -63,6 +66,7 @@ export class GuestSlot {
 export class GuestMemory {
   readonly kernel: Kernel;
   readonly mmuLock: Mutex;
+  readonly #slotsLock: RwSem;
   readonly #table: PageTable = new PageTable(vtdss, { vasz: GPA_BITS });
   readonly #slots: GuestSlot[] = [];
   /** Second-stage faults served. */
@@ -71,6 +75,7 @@ export class GuestMemory {
   constructor(kernel: Kernel) {
     this.kernel = kernel;
     this.mmuLock = new Mutex(kernel.sched, MMU_LOCK);
+    this.#slotsLock = new RwSem(kernel.sched, SLOTS_LOCK);
   }
 
   /**
@@ -81,6 +86,15 @@ export class GuestMemory {
   *addSlot(dmabuf: DmaBuf, gpa: bigint, length: bigint, offset = 0n, writable = true): Step<GuestSlot | Errno> {
     if (![gpa, length, offset].every(isPageAligned) || length === 0n || offset + length > dmabuf.size) return EINVAL;
     if (gpa + length > 1n << BigInt(GPA_BITS)) return EINVAL;
+    yield* this.#slotsLock.downWrite();
+    try {
+      return yield* this.#addSlot(dmabuf, gpa, length, offset, writable);
+    } finally {
+      this.#slotsLock.upWrite();
+    }
+  }
+
+  *#addSlot(dmabuf: DmaBuf, gpa: bigint, length: bigint, offset: bigint, writable: boolean): Step<GuestSlot | Errno> {
     if (this.#slots.some((s) => gpa < s.gpa + s.length && s.gpa < gpa + length)) return EEXIST;
     if (this.kernel.fault.slab("memory slot")) return ENOMEM;
     const slot = new GuestSlot(this, { gpa, length, offset, writable });
@@ -93,17 +107,22 @@ export class GuestMemory {
 
   /** Takes a slot out of the guest and lets go of its buffer. */
   *removeSlot(slot: GuestSlot): Step<void> {
-    const { att } = slot;
-    const i = this.#slots.indexOf(slot);
-    if (i < 0 || att === undefined) throw new RangeError("the slot is not in this guest");
-    this.#slots.splice(i, 1);
-    const { dmabuf } = att;
-    yield* dmabuf.resv.lock();
-    yield* this.zap(slot);
-    dmabuf.resv.unlock();
-    yield* dmaBufLeave(att);
-    slot.att = undefined;
-    dmaBufPut(dmabuf);
+    yield* this.#slotsLock.downWrite();
+    try {
+      const { att } = slot;
+      const i = this.#slots.indexOf(slot);
+      if (i < 0 || att === undefined) throw new RangeError("the slot is not in this guest");
+      this.#slots.splice(i, 1);
+      const { dmabuf } = att;
+      yield* dmabuf.resv.lock();
+      yield* this.zap(slot);
+      dmabuf.resv.unlock();
+      yield* dmaBufLeave(att);
+      slot.att = undefined;
+      dmaBufPut(dmabuf);
+    } finally {
+      this.#slotsLock.upWrite();
+    }
   }
 
   /** Empties the slot's range and gives its mapping back. RESV held. */
@@ -137,11 +156,18 @@ export class GuestMemory {
   /** An access stays within one page: the processor splits others. */
   *#translate(gpa: bigint, length: number, write: boolean): Step<bigint | Errno> {
     if ((gpa & 0xfffn) + BigInt(length) > 0x1000n) throw new RangeError("a guest's access crosses a page");
-    const there = this.#table.translate(gpa);
-    if (there !== undefined && (!write || there.writable)) return there.pa;
-    const e = yield* this.#fault(gpa, write);
-    if (e !== undefined) return e;
-    return this.#table.translate(gpa)?.pa ?? EFAULT;
+    yield* this.#slotsLock.downRead();
+    try {
+      for (;;) {
+        const there = this.#table.translate(gpa);
+        if (there !== undefined && (!write || there.writable)) return there.pa;
+        // A revoke may come between the fault and the next try: the guest faults again.
+        const e = yield* this.#fault(gpa, write);
+        if (e !== undefined) return e;
+      }
+    } finally {
+      this.#slotsLock.upRead();
+    }
   }
 
   *#fault(gpa: bigint, write: boolean): Step<Errno | undefined> {

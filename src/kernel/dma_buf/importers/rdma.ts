@@ -11,7 +11,9 @@
  * All take addresses for their own device (type DMA). What the adapter does with
  * them is real DMA: the IOMMU translates it, and a stale address faults.
  *
- * Lock order: RESV → region lock. The region lock guards `handle` and `dead`.
+ * Lock order: users → RESV → region lock. The region lock guards `handle` and
+ * `dead`; `users` is held for reading by whoever accesses the region, so that
+ * deregistration comes after the last fault.
  *
  * Source: this design; docs/negotiation.md; the registrations of mlx5 and irdma
  * for the three forms.
@@ -19,9 +21,8 @@
 import { EFAULT, EINVAL, ENODEV, ENOMEM, Errno } from "../../../lib/errno.ts";
 import { KernelBug } from "../../../lib/kernel_bug.ts";
 import { LockClass } from "../../../sched/lockdep.ts";
-import { Mutex } from "../../../sched/locks.ts";
+import { Mutex, RwSem } from "../../../sched/locks.ts";
 import type { Step } from "../../../sched/task.ts";
-import { dmaRead, dmaWrite } from "../../pci/dma.ts";
 import type { PciDev } from "../../pci/pci_dev.ts";
 import type { DmaBuf } from "../buffer.ts";
 import { dmaBufPut } from "../dma_buf.ts";
@@ -35,17 +36,19 @@ import {
 } from "../negotiated/attachment.ts";
 import { RevokeLevel } from "../negotiated/contract.ts";
 import { DmaHandle } from "../negotiated/dma_converter.ts";
-import { segmentAt } from "./segments.ts";
+import { segmentsDma } from "./segments.ts";
 
 export type RegionForm = "on-demand" | "pinned-revocable" | "pinned";
 
 const REGION_LOCK: LockClass = new LockClass("rdma region lock");
+const USERS: LockClass = new LockClass("rdma region users");
 
 export class MemoryRegion {
   readonly dev: PciDev;
   readonly form: RegionForm;
   readonly writable: boolean;
   readonly lock: Mutex;
+  readonly #users: RwSem;
   /** RESV and the region lock. */
   handle: DmaHandle | undefined = undefined;
   /** A pinned region was revoked: every access fails from now on. The region lock. */
@@ -57,6 +60,7 @@ export class MemoryRegion {
     this.form = form;
     this.writable = writable;
     this.lock = new Mutex(dev.kernel.sched, REGION_LOCK);
+    this.#users = new RwSem(dev.kernel.sched, USERS);
   }
 
   /** Registers the whole buffer; takes over the caller's reference on success. ENOMEM, or the negotiation's errno, or the map's. */
@@ -79,11 +83,13 @@ export class MemoryRegion {
     const att = this.#att;
     if (att === undefined) throw new RangeError("the region is not registered");
     const { dmabuf } = att;
+    yield* this.#users.downWrite();
     yield* dmabuf.resv.lock();
     yield* this.letGo(true);
     dmabuf.resv.unlock();
     yield* dmaBufLeave(att);
     this.#att = undefined;
+    this.#users.upWrite();
     dmaBufPut(dmabuf);
   }
 
@@ -118,19 +124,29 @@ export class MemoryRegion {
    * the end. ENODEV: revoked. EFAULT: the DMA did not arrive.
    */
   *access(offset: bigint, bytes: Uint8Array, write: boolean): Step<Errno | undefined> {
-    const att = this.#att;
-    if (att === undefined || this.dead) return ENODEV;
-    if (offset + BigInt(bytes.length) > att.dmabuf.size || (write && !this.writable)) return EINVAL;
-    if (this.handle === undefined) {
-      const e = yield* this.#map(att);
-      if (e !== undefined) return e;
+    yield* this.#users.downRead();
+    try {
+      const att = this.#att;
+      if (att === undefined) return ENODEV;
+      if (offset + BigInt(bytes.length) > att.dmabuf.size || (write && !this.writable)) return EINVAL;
+      for (;;) {
+        const r = yield* this.#tryAccess(offset, bytes, write);
+        if (r !== "not mapped") return r;
+        // A revoke that came between is over, or says so: the adapter faults again.
+        const e = yield* this.#map(att);
+        if (e !== undefined) return e;
+      }
+    } finally {
+      this.#users.upRead();
     }
+  }
+
+  *#tryAccess(offset: bigint, bytes: Uint8Array, write: boolean): Step<Errno | undefined | "not mapped"> {
     yield* this.lock.lock();
     try {
-      const address = this.handle === undefined ? undefined : segmentAt(this.handle.segments, offset);
-      if (address === undefined) return ENODEV;
-      const { fn } = this.dev;
-      return (write ? dmaWrite(fn, address, bytes) : dmaRead(fn, address, bytes)) ? undefined : EFAULT;
+      if (this.dead) return ENODEV;
+      if (this.handle === undefined) return "not mapped";
+      return segmentsDma(this.dev, this.handle.segments, offset, bytes, write) ? undefined : EFAULT;
     } finally {
       this.lock.unlock();
     }

@@ -20,13 +20,14 @@ import { EACCES, EBUSY, ENODEV, ENOMEM, EOPNOTSUPP, Errno } from "../../../lib/e
 import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
 import { O_ACCMODE, O_RDONLY } from "../../../uapi/index.ts";
+import type { Device } from "../../device.ts";
 import type { DmaBuf } from "../buffer.ts";
 import type { NegotiatedBuffer } from "./buffer.ts";
 import type { Agreement, ImporterOffer, RevokeReason } from "./contract.ts";
 import { DmaHandle, mapForDevice } from "./dma_converter.ts";
 import { type MappingHandle, PhysHandle, PrivateHandle } from "./handle.ts";
 import { IommuHandle } from "./iommu_converter.ts";
-import { matchMapping } from "./match.ts";
+import { matchMapping, reaches } from "./match.ts";
 
 /** What an importer implements beside its offers. */
 export interface NegotiatedImporter {
@@ -63,6 +64,15 @@ export class NegotiatedAttachment {
 
   get dmabuf(): DmaBuf {
     return this.buffer.dmabuf;
+  }
+
+  /**
+   * Do the transactions of `dev` arrive at every BAR that the memory may lie in?
+   * Asked when a device joins a domain: also while nothing is mapped, since what
+   * is revoked may come back. No lock.
+   */
+  reaches(dev: Device): boolean {
+    return (this.agreement.exporter.providers ?? []).every((p) => reaches(dev, p));
   }
 }
 

@@ -19,7 +19,7 @@
  * of it. The importer's page lock nests inside it.
  *
  * Invariants: a mapping is made only while LIVE; DEAD is never left; a buffer
- * is LIVE only while no fenced mapping is left; the epoch's count is the number
+ * is LIVE only while nothing of a closed epoch is left, fenced mappings included; the epoch's count is the number
  * of handles of that epoch that are neither released nor severed.
  *
  * Source: this design; docs/negotiation.md.

@@ -65,7 +65,7 @@ export type ImporterOffer = {
     }
   | {
       readonly type: "iommu";
-      /** Devices that translate through a domain of the importer now; more may come (`MappingHandle.reaches`). */
+      /** Devices that translate through a domain of the importer now; more may come (`NegotiatedAttachment.reaches`). */
       readonly requesters?: () => Iterable<Device>;
     }
   | { readonly type: "phys" }

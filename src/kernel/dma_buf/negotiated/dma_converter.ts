@@ -14,9 +14,19 @@
  */
 import { EINVAL, Errno } from "../../../lib/errno.ts";
 import type { Device } from "../../device.ts";
-import { p2pdmaMapType } from "../../pci/p2pdma.ts";
+import { type P2pdmaProvider, p2pdmaMapType } from "../../pci/p2pdma.ts";
 import type { DmaDirection } from "../attachment.ts";
-import { dmaIovaAlloc, dmaIovaCut, dmaIovaDestroy, dmaIovaLink, dmaMapPhys, dmaUnmapPhys, type IovaRun } from "../dma_map.ts";
+import {
+  dmaCutPhys,
+  dmaIovaAlloc,
+  dmaIovaCut,
+  dmaIovaDestroy,
+  dmaIovaLink,
+  dmaMapPhys,
+  dmaTranslated,
+  dmaUnmapPhys,
+  type IovaRun,
+} from "../dma_map.ts";
 import { type SgEntry, splitEntry } from "../mapping.ts";
 import type { PhysRange } from "./contract.ts";
 import { type HandleInit, MappingHandle } from "./handle.ts";
@@ -71,6 +81,10 @@ function mapEach(dev: Device, ranges: readonly PhysRange[], dir: DmaDirection): 
   return { dev, segments: each.flatMap((m) => [...splitEntry(m.address, m.length)]), run: undefined, each };
 }
 
+/** Would the core stand between `dev` and the provider's BAR, so that a mapping can be severed? */
+export const severableFor = (dev: Device, provider: P2pdmaProvider): boolean =>
+  p2pdmaMapType(provider, dev) !== "bus_addr" && dmaTranslated(dev);
+
 /** What the importer's device may put on its bus, until the handle is released. */
 export class DmaHandle extends MappingHandle {
   readonly #mapping: DeviceMapping;
@@ -85,9 +99,10 @@ export class DmaHandle extends MappingHandle {
   }
 
   sever(): boolean {
-    const { run } = this.#mapping;
-    if (run === undefined) return false;
-    dmaIovaCut(run);
+    const { dev, run, each } = this.#mapping;
+    if (run !== undefined) dmaIovaCut(run);
+    else if (each.length === 0 || !dmaTranslated(dev)) return false;
+    for (const m of each) dmaCutPhys(dev, m.address, m.length);
     return true;
   }
 

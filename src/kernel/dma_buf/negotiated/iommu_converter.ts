@@ -14,19 +14,17 @@
  * IOMMU_CACHE, cached RAM with it.
  *
  * Lock: the pieces are changed under the importer's page lock, and read by
- * `sever` with RESV held when that importer has failed; in a kernel a spinlock
- * of the handle's own, a leaf.
+ * `sever` with RESV held when that importer has failed; in a kernel a mutex of the
+ * handle's own, innermost but for the page tables', since a map may allocate them.
  *
  * Source: this design; docs/negotiation.md.
  */
 import { hex, minN } from "../../../lib/addr.ts";
 import { EACCES, EINVAL, ENODEV, ENOMEM, type Errno } from "../../../lib/errno.ts";
 import { bugOn, KernelBug } from "../../../lib/kernel_bug.ts";
-import type { Device } from "../../device.ts";
 import { IOMMU_CACHE, IOMMU_MMIO, IOMMU_WRITE } from "../../iommu/domain.ts";
 import type { PhysRange } from "./contract.ts";
 import { type HandleInit, MappingHandle } from "./handle.ts";
-import { reaches } from "./match.ts";
 import { piecesOf } from "./ranges.ts";
 
 /** What is asked of a domain here. */
@@ -50,11 +48,6 @@ export class IommuHandle extends MappingHandle {
   constructor(init: HandleInit, ranges: readonly PhysRange[]) {
     super(init);
     this.#ranges = ranges;
-  }
-
-  /** Do the transactions of `dev` arrive at every range? Asked when a device joins a domain. */
-  reaches(dev: Device): boolean {
-    return this.#ranges.every((r) => r.provider === undefined || reaches(dev, r.provider));
   }
 
   /**

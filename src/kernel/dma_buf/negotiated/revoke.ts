@@ -14,10 +14,13 @@
  *      that promised SYNC and did not keep it is not waited for.
  *
  * A restore lets mappings be made again and tells the importers that asked to
- * know. It is refused while a fenced mapping is left.
+ * know. It is refused while a mapping of a closed epoch is left: fenced, or still
+ * waited for.
  *
  * Neither takes a lock of the exporter's. The exporter decides the reason: a
- * temporary revoke and a restore are idempotent, a permanent one is final.
+ * temporary revoke and a restore are idempotent, a permanent one is final. Whoever
+ * needs the memory to stay away longer than the call (to reset, to copy) keeps
+ * other restores out for that time: by a lock, or by a predicate that they ask.
  *
  * Source: this design; docs/negotiation.md.
  */
@@ -38,36 +41,46 @@ export interface Drain {
   readonly buffer: NegotiatedBuffer;
   /** Closed, and not yet empty; also those of a revoke that is still under way. */
   readonly epochs: readonly Epoch[];
+  /** How long to wait, and until when: of several drains, the waits run at once. */
   readonly waitNs: number;
-  readonly broken: Set<string>;
+  readonly until: number;
+  readonly broken: Set<NegotiatedAttachment>;
 }
 
-/**
- * Step 1. RESV is taken here. Undefined when there is nothing to wait for: the
- * buffer was revoked before, and that revoke is over.
- */
+/** Step 1. RESV is taken here. As `dmaBufRevokeBeginLocked`. */
 export function* dmaBufRevokeBegin(buffer: NegotiatedBuffer, reason: RevokeReason): Step<Drain | undefined> {
   const { resv } = buffer.dmabuf;
   yield* resv.lock();
   try {
-    const broken = new Set<string>();
-    const done = buffer.state === "dead" || (buffer.state === "revoked" && reason === "temporary");
-    if (!done) {
-      buffer.setState(reason === "permanent" ? "dead" : "revoked");
-      buffer.nextEpoch();
-      for (const att of [...buffer.attachments]) if ((yield* tell(att, reason)) !== undefined) broken.add(att.importer.name);
-    }
-    // Whoever comes while another revoke waits has to wait for the same.
-    const epochs = buffer.draining();
-    if (done && epochs.length === 0) return undefined;
-    let waitNs = 0;
-    for (const att of buffer.attachments) {
-      if (!broken.has(att.importer.name) && heldIn(att, epochs).length > 0) waitNs = Math.max(waitNs, boundOf(att, broken));
-    }
-    return { buffer, epochs, waitNs: Math.min(waitNs, DRAIN_LIMIT_NS), broken };
+    return yield* dmaBufRevokeBeginLocked(buffer, reason);
   } finally {
     resv.unlock();
   }
+}
+
+/**
+ * Step 1 by an exporter that has something to look at first. RESV held. Undefined
+ * when there is nothing to wait for: the buffer was revoked before, and that
+ * revoke is over.
+ */
+export function* dmaBufRevokeBeginLocked(buffer: NegotiatedBuffer, reason: RevokeReason): Step<Drain | undefined> {
+  buffer.dmabuf.resv.assertHeld();
+  const broken = new Set<NegotiatedAttachment>();
+  const done = buffer.state === "dead" || (buffer.state === "revoked" && reason === "temporary");
+  if (!done) {
+    buffer.setState(reason === "permanent" ? "dead" : "revoked");
+    buffer.nextEpoch();
+    for (const att of [...buffer.attachments]) if ((yield* tell(att, reason)) !== undefined) broken.add(att);
+  }
+  // Whoever comes while another revoke waits has to wait for the same.
+  const epochs = buffer.draining();
+  if (done && epochs.length === 0) return undefined;
+  let waitNs = 0;
+  for (const att of buffer.attachments) {
+    if (!broken.has(att) && heldIn(att, epochs).length > 0) waitNs = Math.max(waitNs, boundOf(att, broken));
+  }
+  waitNs = Math.min(waitNs, DRAIN_LIMIT_NS);
+  return { buffer, epochs, waitNs, until: buffer.dmabuf.kernel.sched.now + waitNs, broken };
 }
 
 function* tell(att: NegotiatedAttachment, reason: RevokeReason): Step<Errno | undefined> {
@@ -79,10 +92,10 @@ function* tell(att: NegotiatedAttachment, reason: RevokeReason): Step<Errno | un
 }
 
 /** How long an importer that still holds mappings may take; a SYNC one has had its time. */
-function boundOf(att: NegotiatedAttachment, broken: Set<string>): number {
+function boundOf(att: NegotiatedAttachment, broken: Set<NegotiatedAttachment>): number {
   const { level, boundNs } = att.agreement.importer;
   if (level === RevokeLevel.bounded) return boundNs ?? DRAIN_LIMIT_NS;
-  broken.add(att.importer.name);
+  broken.add(att);
   return 0;
 }
 
@@ -90,15 +103,14 @@ const heldIn = (att: NegotiatedAttachment, epochs: readonly Epoch[]): MappingHan
   [...att.handles].filter((h) => epochs.includes(h.epoch) && !h.severed && !h.fenced);
 
 /** Steps 2 and 3. No RESV held on entry; nothing can reach the memory on return. */
-export function* dmaBufRevokeFinish({ buffer, epochs, waitNs, broken }: Drain): Step<RevokeReport> {
+export function* dmaBufRevokeFinish({ buffer, epochs, until, broken }: Drain): Step<RevokeReport> {
   const { sched } = buffer.dmabuf.kernel;
-  const until = sched.now + waitNs;
   for (const epoch of epochs) if (epoch.users > 0 && until > sched.now) yield* epoch.drained.waitTimeout(until - sched.now);
   return epochs.every((e) => e.users === 0) ? report(buffer, broken, 0, 0) : yield* takeAway(buffer, epochs, broken);
 }
 
 /** Step 3. RESV is taken here. */
-function* takeAway(buffer: NegotiatedBuffer, epochs: readonly Epoch[], broken: Set<string>): Step<RevokeReport> {
+function* takeAway(buffer: NegotiatedBuffer, epochs: readonly Epoch[], broken: Set<NegotiatedAttachment>): Step<RevokeReport> {
   const { dmabuf } = buffer;
   const { resv } = dmabuf;
   let severed = 0;
@@ -107,7 +119,7 @@ function* takeAway(buffer: NegotiatedBuffer, epochs: readonly Epoch[], broken: S
   try {
     for (const att of [...buffer.attachments]) {
       for (const h of heldIn(att, epochs)) {
-        broken.add(att.importer.name);
+        broken.add(att);
         if (h.sever()) {
           h.severed = true;
           severed++;
@@ -127,9 +139,9 @@ function* takeAway(buffer: NegotiatedBuffer, epochs: readonly Epoch[], broken: S
   return report(buffer, broken, severed, fenced);
 }
 
-function report({ dmabuf }: NegotiatedBuffer, broken: Set<string>, severed: number, fenced: number): RevokeReport {
+function report({ dmabuf }: NegotiatedBuffer, broken: Set<NegotiatedAttachment>, severed: number, fenced: number): RevokeReport {
   if (broken.size === 0) return NOTHING;
-  const r = { broken: [...broken], severed, fenced };
+  const r = { broken: [...broken].map((a) => a.importer.name), severed, fenced };
   const { trace } = dmabuf.kernel;
   if (trace.on) trace.emit({ type: "dma_buf.contract_broken", ino: dmabuf.ino, importers: r.broken, severed, fenced });
   return r;
@@ -141,13 +153,13 @@ export function* dmaBufRevoke(buffer: NegotiatedBuffer, reason: RevokeReason): S
   return drain === undefined ? NOTHING : yield* dmaBufRevokeFinish(drain);
 }
 
-/** The memory is there again. RESV not held. EBUSY while a fenced mapping is left; nothing to do unless it is revoked. */
+/** The memory is there again. RESV not held. EBUSY while a revoke waits, or a fenced mapping is left; nothing to do unless it is revoked. */
 export function* dmaBufRestore(buffer: NegotiatedBuffer): Step<Errno | undefined> {
   const { resv } = buffer.dmabuf;
   yield* resv.lock();
   try {
     if (buffer.state !== "revoked") return undefined;
-    if (buffer.fenced > 0) return EBUSY;
+    if (buffer.draining().length > 0) return EBUSY;
     buffer.setState("live");
     for (const att of [...buffer.attachments]) if (att.importer.revalidate !== undefined) yield* att.importer.revalidate(att);
     return undefined;

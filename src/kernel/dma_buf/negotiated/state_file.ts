@@ -14,10 +14,11 @@ const STATES = { live: DMA_BUF_STATE_LIVE, revoked: DMA_BUF_STATE_REVOKED, dead:
 /** DMA_BUF_IOCTL_QUERY_STATE. ENOTTY for a buffer without a contract; EFAULT, and the change stays to be seen. */
 export function queryState({ negotiated, kernel }: DmaBuf, arg: bigint): Errno | undefined {
   if (negotiated === undefined) return ENOTTY;
-  const { state, attachments, fenced, epoch } = negotiated;
+  const { state, attachments, fenced, epoch, changes } = negotiated;
   const out = DmaBufQueryState.alloc({ state: STATES[state], importers: attachments.length, fenced, epoch: BigInt(epoch.number) });
   if (copyToUser(kernel, arg, out.bytes) !== 0) return EFAULT;
-  negotiated.seen = negotiated.changes;
+  // Not what has changed since the copy.
+  negotiated.seen = changes;
   return undefined;
 }
 

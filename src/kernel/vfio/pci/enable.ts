@@ -29,7 +29,6 @@ import { vfioPciRuntimePmExit } from "./low_power.ts";
 import { countTokenUser } from "./vf_token.ts";
 import { NO_MSIX_BAR, PCI_D0, PCI_STD_NUM_BARS, type VfioPciCoreDevice } from "./vfio_pci_core.ts";
 import { vfioPciDmaBufCleanup } from "./vfio_pci_dmabuf.ts";
-import { vfioPciKeepFenced } from "./vfio_pci_dmabuf_negotiated.ts";
 import { vfioPciIrqsDisable, vfioPciLinesRelease } from "./vfio_pci_intrs.ts";
 
 const MSIX_ENTRY_BYTES = 16;
@@ -46,7 +45,6 @@ export function* vfioPciOpenDevice(vdev: VfioPciCoreDevice): Step<Errno | undefi
     if (!vdev.disableIdleD3) pdev.pmRuntimePut();
     return error;
   }
-  vfioPciKeepFenced(vdev);
   for (let bar = 0; bar < PCI_STD_NUM_BARS; bar++) vdev.barMmapSupported[bar] = canMmap(vdev, bar);
   yield* countTokenUser(vdev, 1);
   return undefined;
@@ -145,7 +143,6 @@ function* disable(vdev: VfioPciCoreDevice): Step<void> {
   pdev.configWrite(PCI_COMMAND, 2, PCI_COMMAND_INTX_DISABLE);
   if (vdev.resetWorks) yield* resetIfUnlocked(vdev);
   pdev.restoreState();
-  vfioPciKeepFenced(vdev);
   pdev.disable();
   yield* vfioPciDevSetTryReset(vdev.vdev.devSet);
   if (!vdev.disableIdleD3) pdev.pmRuntimePut();

@@ -137,8 +137,6 @@ export class VfioPciCoreDevice {
   revoking = 0;
   /** Buffers with a mapping in the hands of an importer that did not let go and that only this device can keep out; RESV. */
   readonly fenced: Set<VfioPciDmaBuf> = new Set();
-  /** Decode is off in the hardware for the sake of an importer that did not let go; ML(W) to change. */
-  decodeFenced = false;
   /** Module parameters, as they were when it was bound. */
   disableIdleD3 = false;
   nointxmask = false;

@@ -71,8 +71,6 @@ export interface DmaBufDevice {
   revoking: number;
   /** Buffers with a mapping in the hands of an importer that did not let go and that only this device can keep out; under RESV. Likewise. */
   readonly fenced: Set<VfioPciDmaBuf>;
-  /** Decode is off in the hardware, for the sake of an importer that did not let go; under ML (write). Likewise. */
-  decodeFenced: boolean;
   /** An error for a BAR that was not claimed and mapped at open. */
   iomapBar(bar: number): Errno | undefined;
   readonly pciOps: {

@@ -14,19 +14,21 @@
  * the locks of several devices, keeps them, for at most the drain's limit.
  *
  * An importer that cannot be cut off by the core is fenced: the function's
- * decode stays off, whatever the user writes to COMMAND, until the importer has
- * given back its last mapping. The BAR stays reserved, so that nobody else is
- * given its addresses.
+ * decode stays off, whoever writes to COMMAND (`PciDev.fenceDecode`), until the
+ * importer has given back its last mapping, also after a close and under another
+ * driver. The BAR's addresses stay the function's.
  *
  * Lock order: ML (write) → RESV; both let go for the wait.
  *
  * Source: this design; docs/negotiation.md.
  */
+import { EOPNOTSUPP } from "../../../lib/errno.ts";
+import { KernelBug } from "../../../lib/kernel_bug.ts";
 import type { Step } from "../../../sched/task.ts";
-import { PCI_COMMAND, PCI_COMMAND_MEMORY } from "../../../uapi/pci_regs.ts";
 import type { DmaBuf, DmaBufOps } from "../../dma_buf/buffer.ts";
 import type { NegotiatedBuffer, NegotiatedExporter } from "../../dma_buf/negotiated/buffer.ts";
 import { type ExporterOffer, type PhysRange, RevokeLevel, type RevokeReason } from "../../dma_buf/negotiated/contract.ts";
+import { severableFor } from "../../dma_buf/negotiated/dma_converter.ts";
 import { legacyDmaBufOps } from "../../dma_buf/negotiated/legacy.ts";
 import { type Drain, dmaBufRestore, dmaBufRevokeBegin, dmaBufRevokeFinish } from "../../dma_buf/negotiated/revoke.ts";
 import type { DmaBufDevice, VfioPciDmaBuf } from "./vfio_pci_dmabuf.ts";
@@ -37,11 +39,14 @@ const exporter: NegotiatedExporter = {
   // A page table of the importer's is emptied within the callback or not at all (SYNC);
   // a device that was given addresses may finish what it has begun (BOUNDED).
   offers(dmabuf): readonly ExporterOffer[] {
-    const providers = [privOf(dmabuf).provider];
+    const { provider, vdev } = privOf(dmabuf);
+    const providers = [provider];
+    // A VF has no decode of its own to be fenced by: addresses go to those alone whom the core can cut off.
+    const veto: ExporterOffer["veto"] = (i) => (i.type === "dma" && !severableFor(i.dev, provider) ? EOPNOTSUPP : undefined);
     return [
       { type: "iommu", minLevel: RevokeLevel.sync, providers },
       { type: "phys", minLevel: RevokeLevel.sync, providers },
-      { type: "dma", minLevel: RevokeLevel.bounded, providers },
+      { type: "dma", minLevel: RevokeLevel.bounded, providers, ...(vdev?.pdev.noCommandMemory === true && { veto }) },
     ];
   },
 
@@ -56,19 +61,23 @@ const exporter: NegotiatedExporter = {
 
   fence(dmabuf) {
     const priv = privOf(dmabuf);
+    if (priv.fencedIn !== undefined) return;
+    const { vdev } = priv;
+    if (vdev === undefined) throw new KernelBug("a vfio dma-buf is fenced that has no device any more");
     // Outlives the close of the device, which unlinks the buffer.
-    priv.fencedIn ??= priv.vdev;
-    if (priv.fencedIn === undefined) return;
-    priv.fencedIn.fenced.add(priv);
-    vfioPciKeepFenced(priv.fencedIn);
+    priv.fencedIn = vdev;
+    vdev.fenced.add(priv);
+    vdev.pdev.fenceDecode();
   },
 
   unfence(dmabuf) {
     const priv = privOf(dmabuf);
     const vdev = priv.fencedIn;
     priv.fencedIn = undefined;
-    vdev?.fenced.delete(priv);
-    if (vdev === undefined || !vdev.vdev.tryGetRegistration()) return;
+    if (vdev === undefined) return;
+    vdev.fenced.delete(priv);
+    vdev.pdev.unfenceDecode();
+    if (!vdev.vdev.tryGetRegistration()) return;
     // RESV is held here, and ML comes before it.
     dmabuf.kernel.sched.spawn("vfio dma-buf restore", () => restoreLater(vdev));
   },
@@ -91,31 +100,9 @@ function* contracts(vdev: DmaBufDevice): Generator<NegotiatedBuffer, void, void>
   for (const { dmabuf } of vdev.dmabufs) if (dmabuf.negotiated !== undefined) yield dmabuf.negotiated;
 }
 
-/**
- * While an importer of any buffer of the device is fenced, also of one that died
- * with an earlier open, decode is off in the hardware. ML(W) held, or nobody has
- * the device yet.
- */
-export function vfioPciKeepFenced(vdev: DmaBufDevice): void {
-  if (vdev.fenced.size === 0) return;
-  const command = vdev.pdev.configRead(PCI_COMMAND, 2);
-  if ((command & PCI_COMMAND_MEMORY) === 0) return;
-  vdev.pdev.configWrite(PCI_COMMAND, 2, command & ~PCI_COMMAND_MEMORY);
-  vdev.decodeFenced = true;
-}
-
-/** The user's own wish holds again. */
-function decodeBack(vdev: DmaBufDevice): void {
-  vdev.decodeFenced = false;
-  const command = vdev.pdev.configRead(PCI_COMMAND, 2);
-  vdev.pdev.configWrite(PCI_COMMAND, 2, command | PCI_COMMAND_MEMORY);
-}
-
 /** Buffers of memory that can be reached are live again. ML(W) held. */
 export function* settle(vdev: DmaBufDevice): Step<void> {
-  vfioPciKeepFenced(vdev);
   if (!vdev.barsReachable()) return;
-  if (vdev.decodeFenced) decodeBack(vdev);
   for (const c of [...contracts(vdev)]) {
     const { file, kernel } = c.dmabuf;
     if (!file.getActive()) continue;
@@ -141,6 +128,7 @@ export function* revokeAll(vdev: DmaBufDevice, reason: RevokeReason, keepLocked:
   const unlock = !keepLocked && drains.some((d) => d.waitNs > 0);
   vdev.revoking++;
   if (unlock) vdev.memoryLock.upWrite();
+  // One after the other, but all by deadlines that began to run together.
   for (const d of drains) yield* dmaBufRevokeFinish(d);
   if (unlock) yield* vdev.memoryLock.downWrite();
   vdev.revoking--;
