@@ -6,13 +6,16 @@
  * and given back, and reads and writes through whoever holds it, all with real
  * DMA. The model is an array of bytes, a flag "taken", and what each importer
  * must still be able to do. Checked: every answer against the model; that while
- * the memory is taken nobody's write arrives and nobody reads it (I1, I2); that
+ * the memory is taken nobody's write arrives and nobody reads it, and that no
+ * table leads to it, whether or not it would answer (I1, I2); that
  * tables, trackers and attributes agree after every step (I3, I7); that a take
  * ends within its bound of virtual time (I5); that the buffer is live exactly
  * while its memory can be reached (I6); that nothing is left at the end (I4).
  */
 
+import type { PhysVec } from "../../src/kernel/dma_buf/mapping.ts";
 import { DRAIN_LIMIT_NS } from "../../src/kernel/dma_buf/negotiated/revoke.ts";
+import { ledgerOf } from "../../src/kernel/iommu/ledger.ts";
 import { checkInvariants } from "../../src/kernel/iommufd/check.ts";
 import { EFAULT, ENODEV, EOPNOTSUPP, Errno } from "../../src/lib/errno.ts";
 import { Rng } from "../../src/lib/rng.ts";
@@ -50,6 +53,8 @@ class Sequence {
   readonly #holders: Holder[] = [];
   readonly log: string[] = [];
   #taken = false;
+  /** Memory that nothing may lead to now. */
+  #gone: readonly PhysVec[] = [];
   /** Did iommufd's IOAS ask for its mappings back, when they were made? */
   readonly #restores: boolean;
 
@@ -151,22 +156,40 @@ class Sequence {
     const before = sched.now;
     this.log.push("the memory is taken");
     const pinned = this.#holders.some((h) => h.name === "rdma pinned");
+    const was = this.#buffer.where?.() ?? [];
     take();
     if (sched.now - before > DRAIN_LIMIT_NS) this.#fail(`the revoke took ${sched.now - before} ns`);
     if (pinned && this.#name === "vram") return;
     // A move of VRAM gives the memory back at once, in another place.
     this.#taken = this.#name !== "vram";
+    this.#gone = was;
+    this.#checkGone();
+    if (!this.#taken) this.#gone = [];
     for (const h of this.#holders) if (staysDead(h.name, this.#restores)) h.dead = true;
+  }
+
+  /** No table of the kernel's and none of an importer's leads to memory that was taken (I1). */
+  #checkGone(): void {
+    const inGone = (pa: bigint): boolean => this.#gone.some((r) => pa >= r.paddr && pa < r.paddr + r.len);
+    for (const [domain, e] of ledgerOf(this.#scene.host.kernel) ?? []) {
+      if (inGone(e.pa)) this.#fail(`domain ${domain} maps the memory that was taken (I1)`);
+    }
+    for (const h of this.#holders) {
+      const pa = h.it.seen?.();
+      if (pa !== undefined && inGone(pa)) this.#fail(`${h.name} looks at the memory that was taken (I1)`);
+    }
   }
 
   #give(): void {
     this.log.push("the memory is given back");
     this.#taken = false;
+    this.#gone = [];
     this.#buffer.give?.();
   }
 
   /** The buffer is live exactly while its memory can be reached (I6). */
   #checkState(): void {
+    this.#checkGone();
     const { state } = this.#buffer.fd.state();
     if ((state === "live") === this.#taken) this.#fail(`the buffer is ${state}`);
   }

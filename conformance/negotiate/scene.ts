@@ -15,10 +15,11 @@ import { dmaBufFd, dmaBufGet, dmaBufPut } from "../../src/kernel/dma_buf/dma_buf
 import { GpuImport } from "../../src/kernel/dma_buf/importers/gpu.ts";
 import { GuestMemory } from "../../src/kernel/dma_buf/importers/kvm.ts";
 import { MemoryRegion, type RegionForm } from "../../src/kernel/dma_buf/importers/rdma.ts";
+import type { PhysVec } from "../../src/kernel/dma_buf/mapping.ts";
 import { type VramBuffer, VramDevice, vramMove } from "../../src/kernel/dma_buf/vram.ts";
 import type { IommuDomain } from "../../src/kernel/iommu/domain.ts";
 import { openLedger } from "../../src/kernel/iommu/ledger.ts";
-import type { InterconnectKind } from "../../src/kernel/kernel.ts";
+import type { InterconnectKind, Kernel } from "../../src/kernel/kernel.ts";
 import { dmaRead, dmaWrite } from "../../src/kernel/pci/dma.ts";
 import type { PciDev } from "../../src/kernel/pci/pci_dev.ts";
 import { physAddr } from "../../src/lib/addr.ts";
@@ -78,6 +79,8 @@ export interface Exported {
   readonly give?: () => void;
   /** Takes it away for ever. */
   readonly kill?: () => void;
+  /** Where the memory is now, for those that can be taken. */
+  readonly where?: () => readonly PhysVec[];
 }
 
 /** An importer that has a buffer. */
@@ -85,6 +88,8 @@ export interface Imported {
   /** One byte at `offset`: the byte read, or why not. */
   read(offset: bigint): number | Errno;
   write(offset: bigint, value: number): Errno | undefined;
+  /** Where the hardware's own table leads, first byte; absent where that is a domain's. */
+  readonly seen?: () => bigint | undefined;
   /** Lets go of the buffer. */
   leave(): void;
 }
@@ -107,8 +112,14 @@ export class PairScene {
   readonly engine: VfioDevice;
   readonly #ioas: Ioas;
 
-  constructor(interconnect: InterconnectKind = "negotiated") {
-    this.host = EmbeddedHost.boot(machine(interconnect), { onKernel: openLedger });
+  /** `onKernel` is called before the first lock is taken. */
+  constructor(interconnect: InterconnectKind = "negotiated", onKernel: (kernel: Kernel) => void = () => {}) {
+    this.host = EmbeddedHost.boot(machine(interconnect), {
+      onKernel: (kernel) => {
+        openLedger(kernel);
+        onKernel(kernel);
+      },
+    });
     this.iommufd = this.host.openIommufd();
     this.engine = this.host.openDevice(ENGINE).bind(this.iommufd);
     this.peer = this.host.openDevice(MEMORY).bind(this.iommufd);
@@ -176,7 +187,12 @@ export class PairScene {
           this.run(vramMove(dmabuf, buffer.place.in === "vram" ? "system" : "vram"));
         };
         // A move takes the memory away and gives it back, elsewhere.
-        return { ...this.#byFd(must(dmaBufFd(this.host.os.process, dmabuf, O_CLOEXEC))), take: move, give: () => {} };
+        return {
+          ...this.#byFd(must(dmaBufFd(this.host.os.process, dmabuf, O_CLOEXEC))),
+          take: move,
+          give: () => {},
+          where: () => buffer.runs(),
+        };
       }
     }
   }
@@ -198,7 +214,8 @@ export class PairScene {
     const bar = this.host.barAddress(MEMORY, 2) ?? 0n;
     for (const r of ranges) this.host.kernel.phys.write(physAddr(bar + r.offset), new Uint8Array(Number(r.length)));
     const command = (on: boolean) => (): void => this.peer.setMemoryEnabled(on);
-    return { ...this.#byFd(fd.fd), take: command(false), give: command(true), kill: () => this.peer.close() };
+    const where = (): readonly PhysVec[] => ranges.map((r) => ({ paddr: physAddr(bar + r.offset), len: r.length }));
+    return { ...this.#byFd(fd.fd), take: command(false), give: command(true), kill: () => this.peer.close(), where };
   }
 
   #byFd(fd: number): Exported {
@@ -262,6 +279,7 @@ export class PairScene {
     return {
       read: (offset) => byteBy((b) => this.run(guest.read(gpa + offset, b))),
       write: (offset, value) => this.run(guest.write(gpa + offset, Uint8Array.of(value))),
+      seen: () => guest.lookUp(gpa),
       leave: () => this.run(guest.removeSlot(slot)),
     };
   }

@@ -142,6 +142,12 @@ describe("match", () => {
     expect(matchMapping([exp("iommu", RevokeLevel.bounded)], [bounded], view)).toMatchObject({ type: "iommu" });
   });
 
+  it("gives a private type to those that know its UUID: 'type versioning for out-of-tree modules'", () => {
+    const offers: ExporterOffer[] = [{ ...exp("private"), uuid: "x-2" }];
+    expect(matchMapping(offers, [{ type: "private", uuid: "x-1", level: RevokeLevel.none }], view)).toBe(EOPNOTSUPP);
+    expect(matchMapping(offers, [{ type: "private", uuid: "x-2", level: RevokeLevel.none }], view)).toMatchObject({ type: "private" });
+  });
+
   it("gives physical ranges to those on the core's list alone: 'raw addresses are a repeated disaster'", () => {
     const importer: ImporterOffer[] = [{ type: "phys", level: RevokeLevel.sync }];
     expect(matchMapping([exp("phys")], importer, view)).toBe(EOPNOTSUPP);
@@ -265,6 +271,61 @@ describe("a revoke", () => {
     put(dmabuf);
   });
 
+  it("gives an importer its time, although another of the same name has failed", () => {
+    const dmabuf = exported([ram(0x20_0000n, PAGE)], [{ type: "dma", minLevel: RevokeLevel.none }]);
+    const offer: ImporterOffer = { type: "dma", dev: s.pdev(ADAPTER), peer2peer: true, level: RevokeLevel.bounded, boundNs: 1000 };
+    const { sched } = s.host.kernel;
+    let good: MappingHandle | undefined;
+    const slow: NegotiatedImporter = {
+      name: "stubborn",
+      *invalidate() {
+        sched.timer(500, () => sched.spawn("late", () => locked(dmabuf, releasing(good as MappingHandle))));
+        return undefined;
+      },
+    };
+    const first = ok(negotiate(dmabuf, [offer], stubborn([], ENOMEM)));
+    const bad = acquire(first) as MappingHandle;
+    const second = ok(negotiate(dmabuf, [offer], slow));
+    good = acquire(second) as MappingHandle;
+    expect(s.run(dmaBufRevoke(contract(dmabuf), "temporary"))).toEqual({ broken: ["stubborn"], severed: 1, fenced: 0 });
+    expect([bad.severed, good.severed]).toEqual([true, false]);
+    release(bad);
+    for (const a of [first, second]) s.run(dmaBufLeave(a));
+    put(dmabuf);
+  });
+
+  it("is not undone while it waits", () => {
+    const dmabuf = exported([ram(0x20_0000n, PAGE)], [{ type: "dma", minLevel: RevokeLevel.none }]);
+    const offer: ImporterOffer = { type: "dma", dev: s.pdev(ADAPTER), peer2peer: true, level: RevokeLevel.bounded, boundNs: 1000 };
+    const { sched } = s.host.kernel;
+    const att = ok(negotiate(dmabuf, [offer], stubborn()));
+    const handle = acquire(att) as MappingHandle;
+    const answers: unknown[] = [];
+    sched.timer(500, () => {
+      sched.spawn("restore", function* () {
+        answers.push(yield* dmaBufRestore(contract(dmabuf)), contract(dmabuf).state);
+      });
+    });
+    expect(s.run(dmaBufRevoke(contract(dmabuf), "temporary"))).toMatchObject({ severed: 1 });
+    expect(answers).toEqual([EBUSY, "revoked"]);
+    release(handle);
+    s.run(dmaBufLeave(att));
+    put(dmabuf);
+  });
+
+  it("finds every domain that a handle was mapped into", () => {
+    const dmabuf = exported([ram(0x20_0000n, PAGE)], [ANY_IOMMU]);
+    const att = ok(negotiate(dmabuf, [SYNC_IOMMU], stubborn()));
+    const handle = acquire(att) as IommuHandle;
+    const domains = [s.engineDomain(), s.laterDomain()];
+    for (const d of domains) expect(handle.map(d, 0x5000_0000n, 0n, PAGE, 3)).toBeUndefined();
+    expect(s.run(dmaBufRevoke(contract(dmabuf), "temporary"))).toMatchObject({ severed: 1 });
+    expect(domains.map((d) => d.iovaToPhys(0x5000_0000n))).toEqual([undefined, undefined]);
+    release(handle);
+    s.run(dmaBufLeave(att));
+    put(dmabuf);
+  });
+
   it("has the exporter fence what the core has not in its hands, and stays revoked until that is given back", () => {
     const log: string[] = [];
     const dmabuf = exported([ram(0x20_0000n, PAGE)], [{ type: "phys", minLevel: RevokeLevel.bounded }], log);
@@ -358,4 +419,12 @@ it("an attachment has no device, and says so nowhere: the type that needs one ha
   const [att] = contract(dmabuf).attachments;
   expect(Object.keys(att ?? {})).not.toContain("dev");
   expect(att?.agreement.importer).not.toHaveProperty("dev");
+});
+
+it("an exporter is shown no domain: 'give the exporter the domain and let it map'", () => {
+  const { fd, dmabuf } = s.export("vfio");
+  s.ioas.mapFile(fd, { length: BYTES });
+  const [att] = contract(dmabuf).attachments;
+  // All that `place` and the exporter's veto are given of the importer.
+  expect(Object.keys(att?.agreement.importer ?? {}).sort()).toEqual(["level", "requesters", "type"]);
 });

@@ -1,6 +1,7 @@
 /** VFIO's exporter against an importer that does not let go and that no IOMMU stands before. */
 import { expect, it } from "vitest";
 import { type DmaBufHandle, EmbeddedHost } from "../../src/client/index.ts";
+import { Device } from "../../src/kernel/device.ts";
 import type { DmaBufAttachment } from "../../src/kernel/dma_buf/attachment.ts";
 import {
   dmaBufDetach,
@@ -10,10 +11,14 @@ import {
 } from "../../src/kernel/dma_buf/attachment.ts";
 import { dmaBufGet, dmaBufPut } from "../../src/kernel/dma_buf/dma_buf.ts";
 import type { SgTable } from "../../src/kernel/dma_buf/mapping.ts";
+import { DRAIN_LIMIT_NS } from "../../src/kernel/dma_buf/negotiated/revoke.ts";
 import { dmaRead, dmaWrite } from "../../src/kernel/pci/dma.ts";
-import { Errno } from "../../src/lib/errno.ts";
+import { EOPNOTSUPP, Errno } from "../../src/lib/errno.ts";
 import type { MachineDescription } from "../../src/machine/schema.ts";
 import type { Step } from "../../src/sched/task.ts";
+import * as V from "../../src/uapi/vfio.ts";
+import { ok } from "../harness.ts";
+import { TOKEN, VfBench } from "../kernel/vfio/vf_bench.ts";
 
 const PAGE = 0x1000n;
 
@@ -41,6 +46,9 @@ const MACHINE: MachineDescription = {
   },
 };
 
+/** Says that it lets go, and does not. */
+const STUBBORN = { allowPeer2peer: true, *invalidateMappings(): Step<void> {} };
+
 /** An adapter that has the peer's page mapped at its bus address, and will not give it back. */
 function stubborn() {
   const host = EmbeddedHost.boot(MACHINE);
@@ -58,8 +66,7 @@ function stubborn() {
   const dmabuf = dmaBufGet(process, fd.fd);
   if (dmabuf instanceof Errno) throw new Error(dmabuf.name);
 
-  const ops = { allowPeer2peer: true, *invalidateMappings(): Step<void> {} };
-  const att = process.run(dmaBufDynamicAttach(dmabuf, adapter, ops)) as DmaBufAttachment;
+  const att = process.run(dmaBufDynamicAttach(dmabuf, adapter, STUBBORN)) as DmaBufAttachment;
   const sgt = process.run(dmaBufMapAttachmentUnlocked(att, "bidirectional")) as SgTable;
   const address = sgt.entries[0]?.address as bigint;
   expect(address).toBe(host.barAddress(memory, 2));
@@ -76,7 +83,7 @@ function stubborn() {
     adapter.disable();
     expect(host.shutdown()).toEqual({});
   };
-  return { host, iommufd, memory, peer, fd, reached, giveBack, end };
+  return { host, iommufd, memory, peer, fd, adapter, reached, giveBack, end };
 }
 
 it("the function's decode is off until the last such mapping is given back, whatever its user writes, and the reset goes on", () => {
@@ -103,6 +110,79 @@ it("that outlives the close of the device, and the next open does not let it in"
   giveBack();
   expect([reached(), second.state().state, fd.state().state]).toEqual([true, "live", "dead"]);
   end();
+});
+
+it("neither the function's next driver nor a state that is restored lets it in", () => {
+  const { host, memory, peer, reached, giveBack, end } = stubborn();
+  const pdev = host.kernel.pci.devices.get(memory);
+  if (pdev === undefined) throw new Error("no function");
+  peer.close();
+  expect(pdev.enable()).toBeUndefined();
+  pdev.setMaster(true);
+  // A driver finds what it wrote; the hardware does not do it.
+  expect(pdev.configRead(4, 2) & 2).toBe(2);
+  expect([pdev.fn.configRead(4, 2) & 2, reached()]).toEqual([0, false]);
+  pdev.saveState();
+  pdev.configWrite(4, 2, 0);
+  pdev.restoreState();
+  expect(reached()).toBe(false);
+  giveBack();
+  expect([pdev.fn.configRead(4, 2) & 2, reached()]).toEqual([2, true]);
+  pdev.disable();
+  end();
+});
+
+it("several buffers whose importers do not let go cost the reset one bound, not one each", () => {
+  const { host, peer, fd, adapter, giveBack, end } = stubborn();
+  const { process } = host.os;
+  const second = peer.exportDmaBuf({ region: 2, ranges: [{ offset: PAGE, length: PAGE }] });
+  const dmabuf = dmaBufGet(process, second.fd);
+  if (dmabuf instanceof Errno) throw new Error(dmabuf.name);
+  const att = process.run(dmaBufDynamicAttach(dmabuf, adapter, STUBBORN)) as DmaBufAttachment;
+  const sgt = process.run(dmaBufMapAttachmentUnlocked(att, "bidirectional")) as SgTable;
+  const { sched } = host.kernel;
+  const before = sched.now;
+  peer.setMemoryEnabled(false);
+  expect(sched.now - before).toBe(DRAIN_LIMIT_NS);
+  expect([fd.state().fenced, second.state().fenced]).toEqual([1, 1]);
+  // Decode stays off for the second when the first is given back.
+  peer.setMemoryEnabled(true);
+  giveBack();
+  const byte = new Uint8Array(1);
+  expect(dmaRead(adapter.fn, sgt.entries[0]?.address as bigint, byte)).toBe(false);
+  expect(second.state().state).toBe("revoked");
+  process.run(dmaBufUnmapAttachmentUnlocked(att, sgt, "bidirectional"));
+  host.kernel.sched.settle();
+  expect([fd.state().state, second.state().state]).toEqual(["live", "live"]);
+  process.run(dmaBufDetach(dmabuf, att));
+  process.run(put(dmabuf));
+  end();
+});
+
+it("a hot reset with such an importer ends too, and the buffers come back when it has let go", () => {
+  const { host, peer, fd, reached, giveBack, end } = stubborn();
+  const { sched } = host.kernel;
+  const before = sched.now;
+  const arg = V.VfioPciHotReset.alloc({ argsz: V.VfioPciHotReset.size });
+  expect(host.os.ioctlBytes(peer.fd, V.VFIO_DEVICE_PCI_HOT_RESET, arg.bytes)).toBe(0);
+  expect(sched.now - before).toBeGreaterThanOrEqual(DRAIN_LIMIT_NS);
+  expect([reached(), fd.state().state]).toEqual([false, "revoked"]);
+  giveBack();
+  expect([reached(), fd.state().state]).toEqual([true, "live"]);
+  end();
+});
+
+it("a VF, which has no decode to be turned off, gives addresses to nobody whom the core cannot cut off", () => {
+  const b = new VfBench({ interconnect: "negotiated" });
+  const pf = b.device(b.pf);
+  expect(b.feature(pf, V.VFIO_DEVICE_FEATURE_SET | V.VFIO_DEVICE_FEATURE_PCI_VF_TOKEN, Uint8Array.from(TOKEN))).toBe(0);
+  const fd = b.openCdev(b.vf());
+  expect(b.bindWithToken(fd, TOKEN)).toBe(0);
+  const dmabuf = dmaBufGet(b.process, ok(b.exportBar(fd)));
+  if (dmabuf instanceof Errno) throw new Error(dmabuf.name);
+  const untranslated = new Device("adapter", "misc", 0);
+  expect(b.process.run(dmaBufDynamicAttach(dmabuf, untranslated, STUBBORN))).toBe(EOPNOTSUPP);
+  b.process.run(put(dmabuf));
 });
 
 function* put(dmabuf: Parameters<typeof dmaBufPut>[0]): Step<void> {

@@ -153,4 +153,19 @@ describe("a revoke", () => {
       checkInvariants(host.kernel);
     });
   });
+
+  it("does not let a device join that could not reach what comes back", () => {
+    // The ports redirect, and nothing says that the host bridge routes.
+    const host = Host.embedded({ ...readMachine("oracle"), interconnect: "negotiated" });
+    const iommufd = host.openIommufd();
+    const engine = host.openDevice("0000:01:00.0").bind(iommufd);
+    const peer = host.openDevice("0000:02:00.0").bind(iommufd);
+    const ioas = iommufd.allocIoas();
+    ioas.restoreMappings();
+    peer.setMemoryEnabled(true);
+    ioas.mapFile(peer.exportDmaBuf({ region: 2, ranges: [{ offset: 0n, length: PAGE }] }), { length: PAGE });
+    peer.setMemoryEnabled(false);
+    expect(errnoOf(() => engine.attach(ioas))).toBe("EINVAL");
+    expect(host.shutdown()).toEqual({});
+  });
 });
