@@ -10,9 +10,11 @@ import {
   dmaBufUnmapAttachmentUnlocked,
 } from "../../src/kernel/dma_buf/attachment.ts";
 import { dmaBufGet, dmaBufPut } from "../../src/kernel/dma_buf/dma_buf.ts";
+import { MemoryRegion } from "../../src/kernel/dma_buf/importers/rdma.ts";
 import type { SgTable } from "../../src/kernel/dma_buf/mapping.ts";
 import { DRAIN_LIMIT_NS } from "../../src/kernel/dma_buf/negotiated/revoke.ts";
 import { dmaRead, dmaWrite } from "../../src/kernel/pci/dma.ts";
+import { physAddr } from "../../src/lib/addr.ts";
 import { EOPNOTSUPP, Errno } from "../../src/lib/errno.ts";
 import type { MachineDescription } from "../../src/machine/schema.ts";
 import type { Step } from "../../src/sched/task.ts";
@@ -183,6 +185,34 @@ it("a VF, which has no decode to be turned off, gives addresses to nobody whom t
   const untranslated = new Device("adapter", "misc", 0);
   expect(b.process.run(dmaBufDynamicAttach(dmabuf, untranslated, STUBBORN))).toBe(EOPNOTSUPP);
   b.process.run(put(dmabuf));
+});
+
+it("an access over the end of a range goes on in the next, and touches nothing between", () => {
+  const { host, memory, peer, adapter, giveBack, end } = stubborn();
+  const { process } = host.os;
+  const ranges = [
+    { offset: PAGE, length: PAGE },
+    { offset: 5n * PAGE, length: PAGE },
+  ];
+  const fd = peer.exportDmaBuf({ region: 2, ranges });
+  const dmabuf = dmaBufGet(process, fd.fd);
+  if (dmabuf instanceof Errno) throw new Error(dmabuf.name);
+  const region = ok(process.run(MemoryRegion.register(adapter, dmabuf, "on-demand")));
+  expect(process.run(region.access(PAGE - 2n, Uint8Array.of(1, 2, 3, 4), true))).toBeUndefined();
+  const bar = host.barAddress(memory, 2) as bigint;
+  const at = (offset: bigint): number[] => {
+    const bytes = new Uint8Array(2);
+    host.kernel.phys.read(physAddr(bar + offset), bytes);
+    return [...bytes];
+  };
+  expect([at(2n * PAGE - 2n), at(2n * PAGE), at(5n * PAGE)]).toEqual([
+    [1, 2],
+    [0, 0],
+    [3, 4],
+  ]);
+  process.run(region.deregister());
+  giveBack();
+  end();
 });
 
 function* put(dmabuf: Parameters<typeof dmaBufPut>[0]): Step<void> {
