@@ -6,6 +6,7 @@ import { ioPagetable } from "./io_pagetable.ts";
 import { lockGraph } from "./lock_graph.ts";
 import { mapVsRevoke } from "./map_vs_revoke.ts";
 import { memoryPredicate } from "./memory_predicate.ts";
+import { replaceDead, restore } from "./negotiated_pagetable.ts";
 import { revokeRefcount } from "./revoke_refcount.ts";
 import { negotiated } from "./stage.ts";
 
@@ -19,4 +20,9 @@ const all: readonly Scenario[] = [
   hotReset(),
 ];
 
-export const scenarios: ReadonlyMap<string, Scenario> = new Map([...all, ...all.map(negotiated)].map((s) => [s.name, s]));
+/** What only the negotiated interconnect does. */
+const negotiatedAlone: readonly Scenario[] = [restore(), replaceDead()];
+
+export const scenarios: ReadonlyMap<string, Scenario> = new Map(
+  [...all, ...[...all, ...negotiatedAlone].map(negotiated)].map((s) => [s.name, s]),
+);
