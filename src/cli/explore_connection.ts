@@ -39,11 +39,20 @@ export async function connect(url: string): Promise<Redis> {
     await connection.ping();
   } catch (e) {
     connection.disconnect();
-    throw new UsageError(`no Redis or Valkey server answers at ${url}: ${why === "" ? (e as Error).message : why}`);
+    const message = why === "" ? (e as Error).message : why;
+    if (/NOAUTH|WRONGPASS/.test(message))
+      throw new UsageError(`the server at ${named(url)} wants another password: redis://:PASSWORD@HOST:PORT`);
+    throw new UsageError(`no Redis or Valkey server answers at ${named(url)}: ${message}`);
   }
   reached = true;
   tellOfAbsence(connection, url);
   return connection;
+}
+
+/** The address without the password that may be in it. */
+export function named(url: string): string {
+  const { protocol, host, pathname } = new URL(url);
+  return `${protocol}//${host}${pathname}`;
 }
 
 function addressOf(url: string): string {
@@ -53,10 +62,19 @@ function addressOf(url: string): string {
   return url.replace(/^valkey/, "redis");
 }
 
+/** Throws UsageError where the server is none that will do: too old a version. */
+export async function ready(client: { waitUntilReady(): Promise<unknown> }): Promise<void> {
+  try {
+    await client.waitUntilReady();
+  } catch (e) {
+    throw new UsageError(`the server cannot be used: ${(e as Error).message}`);
+  }
+}
+
 /** A line when the server goes away, and one when it is back. */
 function tellOfAbsence(connection: Redis, url: string): void {
   let away = false;
-  const say = (what: string): void => void process.stderr.write(`barlink: the server at ${url} ${what}\n`);
+  const say = (what: string): void => void process.stderr.write(`barlink: the server at ${named(url)} ${what}\n`);
   connection.on("reconnecting", () => {
     if (!away) say("is gone; this goes on when it is back");
     away = true;

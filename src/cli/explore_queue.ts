@@ -11,7 +11,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Job, Queue } from "bullmq";
 import { type Campaign, type CampaignEntry, parseEntry } from "../explore/index.ts";
-import { connect, type PartJob, PREFIX, QUEUE } from "./explore_connection.ts";
+import { connect, type PartJob, PREFIX, QUEUE, ready } from "./explore_connection.ts";
 import { UsageError } from "./usage_error.ts";
 
 /** Parts that are at the server at once. */
@@ -34,6 +34,7 @@ export async function exploreOnQueue(
   queue.on("error", () => {}); // Of the connection, which has been told of.
   const coordinator = new Coordinator(campaign, queue, recorded);
   try {
+    await ready(queue);
     while (!signal.aborted && !coordinator.over) {
       await coordinator.handOut();
       if (!(await coordinator.collect())) await sleep(POLL_MS, undefined, { signal });

@@ -9,7 +9,7 @@
  */
 import { UnrecoverableError, Worker } from "bullmq";
 import type { CampaignEntry } from "../explore/index.ts";
-import { connect, type PartJob, PREFIX, QUEUE } from "./explore_connection.ts";
+import { connect, named, type PartJob, PREFIX, QUEUE, ready } from "./explore_connection.ts";
 import { ExploreThreads, jobsOf } from "./explore_threads.ts";
 import { untilEnded } from "./until_ended.ts";
 
@@ -45,8 +45,16 @@ export async function work({ queue: url, jobs: wanted }: { queue: string; jobs?:
     // The connection's own troubles have been told of.
     if (!/ECONN|EPIPE|ETIMEDOUT|closed/.test(`${(e as NodeJS.ErrnoException).code} ${e.message}`)) say(e.message);
   });
-  await worker.waitUntilReady();
-  say(`${jobs} ${jobs === 1 ? "thread waits" : "threads wait"} for parts at ${url}`);
+  try {
+    await ready(worker);
+  } catch (e) {
+    ended.forget();
+    connection.disconnect();
+    void worker.close(true).catch(() => {});
+    await threads.end();
+    throw e;
+  }
+  say(`${jobs} ${jobs === 1 ? "thread waits" : "threads wait"} for parts at ${named(url)}`);
   await new Promise<void>((resolve) => ended.signal.addEventListener("abort", () => resolve(), { once: true }));
   say("ends after the parts in hand; once more, and it ends at once");
   // Without the server nobody takes what is in hand.
