@@ -119,6 +119,7 @@ it("neither the function's next driver nor a state that is restored lets it in",
   const pdev = host.kernel.pci.devices.get(memory);
   if (pdev === undefined) throw new Error("no function");
   peer.close();
+  expect(host.os.process.run(host.kernel.pci.unbind(memory))).toBeUndefined();
   expect(pdev.enable()).toBeUndefined();
   pdev.setMaster(true);
   // A driver finds what it wrote; the hardware does not do it.
@@ -131,6 +132,19 @@ it("neither the function's next driver nor a state that is restored lets it in",
   giveBack();
   expect([pdev.fn.configRead(4, 2) & 2, reached()]).toEqual([2, true]);
   pdev.disable();
+  end();
+});
+
+it("a function that is pulled out meanwhile takes the fence with it", () => {
+  const { host, memory, peer, fd, reached, giveBack, end } = stubborn();
+  peer.reset();
+  host.kernel.pci.surpriseRemove(memory);
+  expect(reached()).toBe(false);
+  peer.close();
+  host.os.process.run(host.kernel.pci.removeDevice(memory));
+  expect(fd.state()).toMatchObject({ state: "dead", fenced: 1 });
+  giveBack();
+  expect(fd.state()).toMatchObject({ state: "dead", fenced: 0 });
   end();
 });
 
