@@ -1,13 +1,23 @@
 /** Importers and exporters of the negotiated interconnect against each other, in every schedule of their steps. */
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { BYTES, PairScene } from "../../conformance/negotiate/scene.ts";
-import { exploreOptimal, formatSchedule, InvariantBroken, type Recorder, type Scenario, taskProgram } from "../../src/explore/index.ts";
+import {
+  exploreOptimal,
+  formatSchedule,
+  InvariantBroken,
+  type Recorder,
+  type Scenario,
+  scenarios,
+  taskProgram,
+} from "../../src/explore/index.ts";
 import type { DmaBuf } from "../../src/kernel/dma_buf/buffer.ts";
 import { dmaBufPut } from "../../src/kernel/dma_buf/dma_buf.ts";
 import { GpuImport } from "../../src/kernel/dma_buf/importers/gpu.ts";
 import { MemoryRegion } from "../../src/kernel/dma_buf/importers/rdma.ts";
+import { IommuHandle } from "../../src/kernel/dma_buf/negotiated/iommu_converter.ts";
 import { dmaBufRestore, dmaBufRevoke } from "../../src/kernel/dma_buf/negotiated/revoke.ts";
 import { type VramBuffer, vramMove } from "../../src/kernel/dma_buf/vram.ts";
+import { NegotiatedDmabuf } from "../../src/kernel/iommufd/pages_negotiated.ts";
 import { Errno } from "../../src/lib/errno.ts";
 import type { Sched } from "../../src/sched/sched.ts";
 import type { Step } from "../../src/sched/task.ts";
@@ -245,5 +255,38 @@ describe("in every schedule", { timeout: 60_000 }, () => {
         },
       };
     });
+  });
+});
+
+describe("the scenarios of the negotiated page table", { timeout: 60_000 }, () => {
+  const violations = (name: string): string[] => {
+    const scenario = scenarios.get(name);
+    if (scenario === undefined) throw new Error(`no scenario ${name}`);
+    const found = new Set<string>();
+    const counts = exploreOptimal(taskProgram(scenario), ({ outcome: { violation } }) => {
+      if (violation !== undefined) found.add(violation.message);
+      return violation !== undefined;
+    });
+    expect(counts.exhausted || found.size > 0).toBe(true);
+    return [...found];
+  };
+
+  it.each(["restore-negotiated", "replace-dead-negotiated"])("%s holds in every schedule", (name) => {
+    expect(violations(name)).toEqual([]);
+  });
+
+  it("restore-negotiated finds an address space that does not map again", () => {
+    vi.spyOn(NegotiatedDmabuf.prototype, "revalidate").mockImplementation(function* (): Step<void> {});
+    expect(violations("restore-negotiated").join()).toMatch(/to be mapped again/);
+    vi.restoreAllMocks();
+  });
+
+  it("restore-negotiated finds one that forgets to empty its domains", () => {
+    vi.spyOn(NegotiatedDmabuf.prototype, "invalidate").mockImplementation(function* (): Step<undefined> {
+      return undefined;
+    });
+    vi.spyOn(IommuHandle.prototype, "sever").mockReturnValue(true);
+    expect(violations("restore-negotiated").join()).toMatch(/I1/);
+    vi.restoreAllMocks();
   });
 });
