@@ -10,10 +10,15 @@
  * Beside the figure stands the same per second of processor time, which is the
  * figure of a machine that does nothing else.
  *
+ * The search in parts is measured as it is used: `barlink explore --jobs`, whose
+ * runs are the same however many jobs there are, from the first to the last and
+ * with the start of its threads.
+ *
  * Arguments: `--seconds N` (5) for each figure, `--warm N` (3) before it.
  * SPIN is Debian's; where it is missing and this process is root, it is
  * installed with apt-get, and where it cannot be, the bench says so.
  */
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -28,6 +33,8 @@ const SCENARIOS = [
   { name: "map-vs-revoke", what: "the whole kernel, its machine used again", target: 10_000 },
   { name: "revoke-refcount", what: "the whole kernel, booted for each run", target: undefined },
 ] as const;
+
+const DIVIDED = "lock-graph";
 
 const out = (text: string): void => void process.stdout.write(`${text}\n`);
 const count = (n: number): string => Math.round(n).toLocaleString("en").padStart(9);
@@ -46,6 +53,20 @@ function line(what: string, done: readonly Done[], target: number | undefined): 
   const perCpu = done.reduce((n, d) => n + d.executions + d.blocked, 0) / cpu;
   const verdict = target === undefined ? "" : `  target ${target.toLocaleString("en")}: ${runs >= target ? "met" : "MISSED"}`;
   out(`  ${what.padEnd(34)}${count(runs)} runs/s ${count(sum((d) => d.steps))} steps/s ${count(perCpu)} runs/CPU s${verdict}`);
+}
+
+/** One search in parts, whole, on one thread and on two. */
+function divided(): void {
+  const main = join(import.meta.dirname, "..", "dist", "cli", "main.js");
+  out(`${DIVIDED}, each trace once, in parts`);
+  const seconds = [1, 2].map((jobs) => {
+    const r = spawnSync(process.execPath, [main, "explore", DIVIDED, "--jobs", String(jobs)], { encoding: "utf8" });
+    const [, what, s] = /^strategy optimal, (.*), ([\d.]+) s, \d+ runs\/s$/m.exec(r.stdout) ?? [];
+    if (what === undefined || s === undefined) throw new Error(`barlink explore --jobs ${jobs} failed: ${r.stderr}`);
+    out(`  ${`--jobs ${jobs}`.padEnd(34)}${s.padStart(9)} s  ${what}`);
+    return Number(s);
+  }) as [number, number];
+  out(`  ${"two jobs are faster by".padEnd(34)}${(seconds[0] / seconds[1]).toFixed(2).padStart(9)} times`);
 }
 
 export async function run(args: string[]): Promise<void> {
@@ -77,6 +98,7 @@ export async function run(args: string[]): Promise<void> {
     await pool.destroy();
     rmSync(dir, { recursive: true });
   }
+  divided();
   out(`${cpus().length} processors, ${cpus()[0]?.model ?? "unknown"}\n`);
   compareWithSpin(out);
 }
