@@ -15,7 +15,7 @@ import type { SgTable } from "../../src/kernel/dma_buf/mapping.ts";
 import { DRAIN_LIMIT_NS } from "../../src/kernel/dma_buf/negotiated/revoke.ts";
 import { dmaRead, dmaWrite } from "../../src/kernel/pci/dma.ts";
 import { physAddr } from "../../src/lib/addr.ts";
-import { EOPNOTSUPP, Errno } from "../../src/lib/errno.ts";
+import { EIO, EOPNOTSUPP, Errno } from "../../src/lib/errno.ts";
 import type { MachineDescription } from "../../src/machine/schema.ts";
 import type { Step } from "../../src/sched/task.ts";
 import * as V from "../../src/uapi/vfio.ts";
@@ -89,14 +89,18 @@ function stubborn() {
 }
 
 it("the function's decode is off until the last such mapping is given back, whatever its user writes, and the reset goes on", () => {
-  const { peer, fd, reached, giveBack, end } = stubborn();
+  const { host, peer, fd, reached, giveBack, end } = stubborn();
   peer.reset();
   expect([reached(), fd.state()]).toEqual([false, { state: "revoked", importers: 1, fenced: 1, epoch: 1n }]);
   peer.setMemoryEnabled(true);
   expect([reached(), fd.state().state]).toEqual([false, "revoked"]);
+  // Nor does the user reach it, and is told.
+  const bar = (): unknown => host.os.pread(peer.fd, 4, peer.regionInfo(2).offset);
+  expect(bar()).toBe(EIO);
   expect(peer.exportDmaBuf({ region: 2, ranges: [{ offset: PAGE, length: PAGE }] }).state().state).toBe("revoked");
   giveBack();
   expect([reached(), fd.state()]).toMatchObject([true, { state: "live", fenced: 0 }]);
+  expect(bar()).toBeInstanceOf(Uint8Array);
   end();
 });
 

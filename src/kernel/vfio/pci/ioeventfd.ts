@@ -65,7 +65,7 @@ export function* vfioPciIoctlIoeventfd(vdev: VfioPciCoreDevice, arg: bigint): St
     const now = (): boolean => {
       // Nobody holds ML and nothing can come between: as good as taking it.
       if (testMem && vdev.memoryLock.locked) return true;
-      if (!testMem || vdev.memoryEnabled()) vdev.pdev.barWrite(bar, Number(pos), value);
+      if (!testMem || (vdev.memoryEnabled() && !vdev.pdev.decodeFenced)) vdev.pdev.barWrite(bar, Number(pos), value);
       return false;
     };
     const later = function* (): Step<void> {

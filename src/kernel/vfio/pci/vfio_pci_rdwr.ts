@@ -35,7 +35,7 @@ export function* vfioPciIo(
   }
   yield* vdev.memoryLock.downRead();
   try {
-    if (!vdev.memoryEnabled()) return EIO;
+    if (!vdev.memoryEnabled() || vdev.pdev.decodeFenced) return EIO;
     transfer(vdev, bar, off, bytes, isWrite);
     return undefined;
   } finally {
