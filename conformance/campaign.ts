@@ -4,10 +4,11 @@
  * A search is divided, first among threads with nobody in the way. Then two
  * workers explore it by way of a server whose append-only file is on, and at
  * random moments a worker, the server and the coordinator are ended with
- * kill -9, and started again. The coordinator's file is deleted when it is
- * killed: what it then knows it has from the server. At the end both have
- * written the same lines, in whatever order; the states are those of the search
- * that is not divided; and the campaign has left no job at the server.
+ * kill -9, and started again; with `--full` a worker is also stopped for so
+ * long that it is taken for dead, and goes on. The coordinator's file is deleted
+ * when it is killed: what it then knows it has from the server. At the end both
+ * have written the same lines, in whatever order; the states are those of the
+ * search that is not divided; and the campaign has left no job at the server.
  *
  * With Debian's redis-server, and valkey-server where there is a package of it.
  * Arguments: `--full` for larger scenarios and more disturbances, `--seed N`.
@@ -26,6 +27,8 @@ import { install, killed, SERVERS, Server, type ServerName } from "./campaign_se
 const MAIN = join(import.meta.dirname, "..", "dist", "cli", "main.js");
 const LOOK_MS = 20;
 const LIMIT_MS = 600_000;
+/** Longer than a part's lock lasts, and than it takes others to see that. */
+const HELD_UP_MS = 10_000;
 
 export interface Division {
   readonly scenario: string;
@@ -33,15 +36,16 @@ export interface Division {
   readonly limit: number;
 }
 
-type Victim = "worker" | "server" | "coordinator";
+/** Ended with kill -9; or a worker that is held up for so long that it is taken for dead, and goes on. */
+type Victim = "worker" | "server" | "coordinator" | "held-up worker";
 
 export interface Disturbed {
   /** Lines of the undisturbed campaign's file, sorted; the header is one. */
   readonly expected: readonly string[];
   /** Of the disturbed one's. */
   readonly got: readonly string[];
-  /** Who was killed, in order. */
-  readonly killed: readonly Victim[];
+  /** Who was, in order. */
+  readonly disturbed: readonly Victim[];
   /** Keys of jobs that are left at the server. */
   readonly left: readonly string[];
   /** Milliseconds of the disturbed one. */
@@ -97,6 +101,11 @@ export async function disturb(name: ServerName, division: Division, victims: rea
         const w = rng.below(workers.length);
         await killed(workers[w]);
         workers[w] = work();
+      } else if (victim === "held-up worker") {
+        const held = workers[rng.below(workers.length)] as ChildProcess;
+        held.kill("SIGSTOP");
+        await sleep(HELD_UP_MS);
+        held.kill("SIGCONT");
       } else if (victim === "server") {
         await server.kill();
         await sleep(rng.below(500));
@@ -109,7 +118,7 @@ export async function disturb(name: ServerName, division: Division, victims: rea
     }
     await finished(coordinator);
     const ms = performance.now() - began;
-    return { expected, got: linesOf(file).sort(), killed: done, left: await jobsAt(server.url), ms };
+    return { expected, got: linesOf(file).sort(), disturbed: done, left: await jobsAt(server.url), ms };
   } finally {
     for (const child of own) await killed(child);
     await server?.kill();
@@ -157,9 +166,9 @@ export function statesOf(name: string): string[] {
 }
 
 /** What does not hold of a disturbed campaign; empty when all does. */
-export function wrongWith({ scenario }: Division, victims: readonly Victim[], { expected, got, killed: done, left }: Disturbed): string[] {
+export function wrongWith({ scenario }: Division, victims: readonly Victim[], { expected, got, disturbed, left }: Disturbed): string[] {
   const wrong: string[] = [];
-  if (done.length < victims.length) wrong.push(`it ended after ${done.length} of ${victims.length} disturbances`);
+  if (disturbed.length < victims.length) wrong.push(`it ended after ${disturbed.length} of ${victims.length} disturbances`);
   const [missing, more] = [expected.filter((l) => !got.includes(l)), got.filter((l) => !expected.includes(l))];
   if (missing.length > 0) wrong.push(`${missing.length} lines are missing: ${missing[0]}`);
   if (more.length > 0) wrong.push(`${more.length} lines are there that should not be: ${more[0]}`);
@@ -189,7 +198,7 @@ export async function run(args: string[]): Promise<number> {
   const at = args.indexOf("--seed");
   const seed = at < 0 ? 1 : Number(args[at + 1]);
   if (!Number.isSafeInteger(seed)) throw new RangeError("--seed takes a number");
-  const victims = full ? [...ROUND, ...ROUND] : ROUND;
+  const victims: readonly Victim[] = full ? [...ROUND, ...ROUND, "held-up worker"] : ROUND;
   let failed = 0;
   let ran = 0;
   for (const name of SERVERS) {
@@ -202,7 +211,7 @@ export async function run(args: string[]): Promise<number> {
       ran++;
       const result = await disturb(name, division, victims, new Rng(seed));
       const wrong = wrongWith(division, victims, result);
-      const what = `${result.expected.length - 1} entries; killed with -9: ${result.killed.join(", ")}; ${(result.ms / 1000).toFixed(0)} s`;
+      const what = `${result.expected.length - 1} entries; disturbed: ${result.disturbed.join(", ")}; ${(result.ms / 1000).toFixed(0)} s`;
       process.stdout.write(`${wrong.length === 0 ? "ok  " : "FAIL"} ${name}, ${division.scenario}: ${what}\n`);
       for (const w of wrong) process.stdout.write(`     ${w}\n`);
       if (wrong.length > 0) failed++;
