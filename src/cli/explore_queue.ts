@@ -77,10 +77,6 @@ class Coordinator {
       if (name === undefined) break;
       names.push(name);
     }
-    await this.#add(names);
-  }
-
-  async #add(names: readonly string[]): Promise<void> {
     if (names.length === 0) return;
     const { campaign: scenario, barlink, limit } = this.#campaign.header;
     await this.#queue.addBulk(
@@ -96,12 +92,12 @@ class Coordinator {
   async collect(): Promise<boolean> {
     const names = [...this.#campaign.out];
     const jobs: (Job<PartJob, unknown> | undefined)[] = await Promise.all(names.map((part) => this.#queue.getJob(this.#idOf(part))));
-    const lost: string[] = [];
     let some = false;
     for (const [i, part] of names.entries()) {
       const job = jobs[i];
       if (job === undefined) {
-        lost.push(part);
+        // The server has lost it.
+        this.#campaign.giveBack(part);
       } else if (job.finishedOn !== undefined) {
         if (job.returnvalue === null || job.returnvalue === undefined) await this.#failed(job);
         const entry = parseEntry(job.returnvalue);
@@ -109,7 +105,6 @@ class Coordinator {
         some = true;
       }
     }
-    await this.#add(lost);
     return some;
   }
 
