@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 import { leftOut } from "./test/tools.ts";
 
@@ -12,6 +13,8 @@ export default defineConfig({
     exclude: files,
     testTimeout: 60_000,
     pool: "threads",
+    // Much of a test of `barlink run` is waiting: two at a time also where there are but two processors.
+    maxWorkers: Math.max(2, availableParallelism() - 1),
     coverage: { include: ["src/**/*.ts"], exclude: ["src/cli/**"] },
   },
 });

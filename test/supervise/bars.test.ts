@@ -248,13 +248,19 @@ describe.skipIf(mapper() === undefined)("a revoke", () => {
     // Much to be kept behind it, so that there is time for stores.
     for (let at = 0x20_0000; at < 16 << 20; at += 65536) d.dev.fn.barWrite(MEMORY, at, new Uint8Array(65536).fill(1));
     for (let i = 0; i < 10; i++) {
-      const last = p.ask(`h ${m} ${0x10_0000 + 8 * i}`);
-      await sleep(5);
+      const at = 0x10_0000 + 8 * i;
+      const last = p.ask(`h ${m} ${at}`);
+      // Until the program is at it.
+      const word = new Uint8Array(8);
+      while (word.every((x) => x === 0)) {
+        await sleep(1);
+        d.dev.fn.barRead(MEMORY, at, word);
+      }
       b.command(d, 0, MEM);
       const count = BigInt(await last);
       expect(count).toBeGreaterThan(0n);
       b.command(d, MEM);
-      expect(await p.read(m, 0x10_0000 + 8 * i)).toBe(count);
+      expect(await p.read(m, at)).toBe(count);
     }
   });
 
