@@ -12,7 +12,8 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     exclude: files,
     testTimeout: 60_000,
-    pool: "threads",
+    // Tests of what a process holds look at their own process.
+    pool: "forks",
     // Much of a test of `barlink run` is waiting: two at a time also where there are but two processors.
     maxWorkers: Math.max(2, availableParallelism() - 1),
     coverage: { include: ["src/**/*.ts"], exclude: ["src/cli/**"] },
